@@ -1,0 +1,77 @@
+//! Compiles the embedded datasets in: writes `datasets.rs` into `OUT_DIR`.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::{env, fs};
+
+fn main() {
+    let root = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
+    let out = env::var("OUT_DIR").expect("cargo sets it");
+    fs::write(
+        Path::new(&out).join("datasets.rs"),
+        datasets(Path::new(&root)),
+    )
+    .expect("OUT_DIR can be written");
+    println!("cargo:rerun-if-changed=harness/build.rs");
+    println!(
+        "cargo:rustc-env=QUANTBENCH_GIT_COMMIT={}",
+        git_commit(Path::new(&root))
+    );
+}
+
+/// The commit that is built, empty outside a repository (an unpacked package).
+fn git_commit(root: &Path) -> String {
+    // Rebuild when HEAD moves: to another branch, or by a commit on this one.
+    for name in [".git/HEAD", ".git/logs/HEAD"] {
+        if root.join(name).exists() {
+            println!("cargo:rerun-if-changed={name}");
+        }
+    }
+    std::process::Command::new("git")
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .current_dir(root)
+        .output()
+        .ok()
+        .filter(|output| output.status.success())
+        .and_then(|output| String::from_utf8(output.stdout).ok())
+        .unwrap_or_default()
+        .trim()
+        .to_string()
+}
+
+/// The source of `FOLDERS`: every folder of `datasets/embedded` with a manifest, in name order.
+fn datasets(root: &Path) -> String {
+    let base = "datasets/embedded";
+    // Cargo looks into the folder, so a new dataset is seen too.
+    println!("cargo:rerun-if-changed={base}");
+    let mut source = String::from("const FOLDERS: &[Folder] = &[\n");
+    for folder in names(&root.join(base)) {
+        let files = names(&root.join(base).join(&folder));
+        if !files.iter().any(|f| f == "manifest.toml") {
+            continue;
+        }
+        let include = |file: &str| {
+            let path = format!("/{base}/{folder}/{file}");
+            format!("include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), {path:?}))")
+        };
+        writeln!(source, "    Folder {{ name: {folder:?},").unwrap();
+        writeln!(source, "        manifest: {},", include("manifest.toml")).unwrap();
+        writeln!(source, "        files: &[").unwrap();
+        for file in files.iter().filter(|f| *f != "manifest.toml") {
+            writeln!(source, "            ({file:?}, {}),", include(file)).unwrap();
+        }
+        writeln!(source, "        ] }},").unwrap();
+    }
+    source + "];\n"
+}
+
+/// Names in a folder, sorted; none if it is a file or missing.
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}

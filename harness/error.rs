@@ -1,0 +1,97 @@
+//! The one error type. Every message says what happened, where, and what to do next; only
+//! `cli` prints it.
+
+use std::path::PathBuf;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, in words for the person who typed the command.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A wrong argument or an impossible configuration (exit code 2).
+    #[error("{what}\n  {next}")]
+    Usage { what: String, next: String },
+    /// A file that cannot be read or written.
+    #[error("{}: {source}\n  {next}", path.display())]
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+        next: String,
+    },
+    /// A file whose content is damaged, hostile or not what its name says.
+    #[error("{}: {what}\n  {next}", path.display())]
+    File {
+        path: PathBuf,
+        what: String,
+        next: String,
+    },
+    /// A tensor that is missing, or has another shape or dtype than the model needs.
+    #[error("{0}")]
+    Tensor(Box<TensorFault>),
+    /// Something real that quantbench does not do (status `unsupported`).
+    #[error("unsupported: {what}\n  {next}")]
+    Unsupported { what: String, next: String },
+    /// A quantization method that could not finish.
+    #[error("quantizing with {method}: {what}\n  {next}")]
+    Quantize {
+        method: String,
+        what: String,
+        next: String,
+    },
+    /// A tensor operation that failed: a defect of ours, not of the input.
+    #[error("tensor operation: {0}")]
+    Candle(#[from] candle_core::Error),
+}
+
+/// What a tensor should have been. Boxed in [`Error`], which travels through every `Result`.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: tensor `{tensor}`: expected {expected}, found {found}\n  {next}", path.display())]
+pub struct TensorFault {
+    pub path: PathBuf,
+    pub tensor: String,
+    pub expected: String,
+    pub found: String,
+    pub next: String,
+}
+
+impl From<TensorFault> for Error {
+    fn from(fault: TensorFault) -> Self {
+        Error::Tensor(Box::new(fault))
+    }
+}
+
+impl Error {
+    pub fn usage(what: impl Into<String>, next: impl Into<String>) -> Self {
+        Error::Usage {
+            what: what.into(),
+            next: next.into(),
+        }
+    }
+
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error, next: impl Into<String>) -> Self {
+        Error::Io {
+            path: path.into(),
+            source,
+            next: next.into(),
+        }
+    }
+
+    pub fn file(
+        path: impl Into<PathBuf>,
+        what: impl Into<String>,
+        next: impl Into<String>,
+    ) -> Self {
+        Error::File {
+            path: path.into(),
+            what: what.into(),
+            next: next.into(),
+        }
+    }
+
+    pub fn unsupported(what: impl Into<String>, next: impl Into<String>) -> Self {
+        Error::Unsupported {
+            what: what.into(),
+            next: next.into(),
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Files that hold packed models, one module per ecosystem format.
+
+pub mod native;

@@ -1,0 +1,284 @@
+//! The native form of a quantized model: one safetensors file.
+//!
+//! Tensors are `<module>.codes`, `.scales`, `.zeros` of every packed linear, and `embedding`,
+//! `head` (if untied), norm gains and biases in F16 under their Hugging Face names. The metadata
+//! has one key, [`METADATA_KEY`], whose value is a [`Header`] as JSON: one key, because the order
+//! of several would not be deterministic. Equal models give equal bytes.
+
+use crate::error::TensorFault;
+use crate::memory::{self, Part};
+use crate::model::config::Config;
+use crate::model::decoder::{Block, Decoder, Linear};
+use crate::model::rope::Rope;
+use crate::packed::{self, FormatSpec, PackedLinear, dense::Dense};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Raised when the layout changes.
+pub const VERSION: u32 = 1;
+
+pub const METADATA_KEY: &str = "quantbench";
+
+/// What the file says about itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Header {
+    pub version: u32,
+    pub config: Config,
+    /// Precision id.
+    pub precision: String,
+    pub method: String,
+    pub parameters: BTreeMap<String, serde_json::Value>,
+    /// Format of every packed linear, by module name.
+    pub linears: BTreeMap<String, FormatSpec>,
+}
+
+/// A quantized model, block by block, before it is written.
+pub struct PackedModel {
+    pub header: Header,
+    tensors: Vec<(String, Tensor)>,
+}
+
+impl PackedModel {
+    /// An empty model of this shape.
+    pub fn new(
+        config: Config,
+        precision: String,
+        method: String,
+        parameters: BTreeMap<String, serde_json::Value>,
+    ) -> Self {
+        PackedModel {
+            header: Header {
+                version: VERSION,
+                config,
+                precision,
+                method,
+                parameters,
+                linears: BTreeMap::new(),
+            },
+            tensors: vec![],
+        }
+    }
+
+    pub fn add_linear(&mut self, module: &str, linear: &dyn PackedLinear) {
+        self.header.linears.insert(module.into(), linear.spec());
+        for stored in linear.stored() {
+            self.tensors
+                .push((format!("{module}.{}", stored.name), stored.tensor));
+        }
+    }
+
+    /// Adds a tensor that no method touches: embedding, head, norm gain, bias.
+    pub fn add_tensor(&mut self, name: &str, tensor: Tensor) {
+        self.tensors.push((name.into(), tensor));
+    }
+
+    /// Writes the file beside its final name, then renames it, so that no half file is ever
+    /// found under that name.
+    pub fn write(self, path: &Path) -> Result<()> {
+        let next = "check that the folder exists and has room, or choose another with --out";
+        let json = serde_json::to_string(&self.header)
+            .map_err(|e| Error::file(path, format!("its header cannot be written: {e}"), next))?;
+        let metadata = HashMap::from([(METADATA_KEY.to_string(), json)]);
+        let partial = path.with_extension("partial");
+        safetensors::serialize_to_file(self.tensors, Some(metadata), &partial)
+            .map_err(|e| Error::file(&partial, e.to_string(), next))?;
+        std::fs::rename(&partial, path).map_err(|e| Error::io(path, e, next))
+    }
+}
+
+/// A model file that was loaded, ready to run.
+pub struct Loaded {
+    pub decoder: Decoder,
+    pub header: Header,
+}
+
+const DAMAGED: &str = "the file is damaged or from another version; quantize again";
+
+/// Copies a packed model into owned buffers on `device`, with RoPE tables for `positions`. The
+/// file is mapped while it is read and unmapped before this returns.
+pub fn load(path: &Path, positions: usize, device: &Device) -> Result<Loaded> {
+    let file = std::fs::File::open(path).map_err(|e| {
+        Error::io(
+            path,
+            e,
+            "quantize first (quantbench run does it), or check the path",
+        )
+    })?;
+    // SAFETY: the file was renamed into place complete and nothing writes to it afterwards; a
+    // program that truncated it while it is mapped could still make reads fail.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e, DAMAGED))?;
+    let (_, metadata) =
+        SafeTensors::read_metadata(&map).map_err(|e| Error::file(path, e.to_string(), DAMAGED))?;
+    let json = metadata
+        .metadata()
+        .as_ref()
+        .and_then(|m| m.get(METADATA_KEY))
+        .ok_or_else(|| {
+            Error::file(
+                path,
+                format!("no `{METADATA_KEY}` key in its metadata"),
+                DAMAGED,
+            )
+        })?;
+    let header: Header = serde_json::from_str(json)
+        .map_err(|e| Error::file(path, format!("its header is not readable: {e}"), DAMAGED))?;
+    if header.version != VERSION {
+        return Err(Error::file(
+            path,
+            format!("layout version {}, expected {VERSION}", header.version),
+            DAMAGED,
+        ));
+    }
+    let views =
+        SafeTensors::deserialize(&map).map_err(|e| Error::file(path, e.to_string(), DAMAGED))?;
+    let reader = Reader {
+        path,
+        views,
+        header: &header,
+        device,
+    };
+    let decoder = reader.decoder(positions)?;
+    Ok(Loaded { decoder, header })
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    views: SafeTensors<'a>,
+    header: &'a Header,
+    device: &'a Device,
+}
+
+impl Reader<'_> {
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        let view = self.views.tensor(name).map_err(|_| {
+            Error::from(TensorFault {
+                path: self.path.into(),
+                tensor: name.into(),
+                expected: "present".into(),
+                found: "missing".into(),
+                next: DAMAGED.into(),
+            })
+        })?;
+        let dtype = DType::try_from(view.dtype())?;
+        Ok(Tensor::from_raw_buffer(
+            view.data(),
+            dtype,
+            view.shape(),
+            self.device,
+        )?)
+    }
+
+    fn f16(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = self.tensor(name)?;
+        if tensor.dtype() != DType::F16 || tensor.dims() != shape {
+            return Err(Error::from(TensorFault {
+                path: self.path.into(),
+                tensor: name.into(),
+                expected: format!("F16 {shape:?}"),
+                found: format!("{:?} {:?}", tensor.dtype(), tensor.dims()),
+                next: DAMAGED.into(),
+            }));
+        }
+        Ok(tensor)
+    }
+
+    fn linear(&self, module: &str, shape: (usize, usize)) -> Result<Linear> {
+        let spec = self.header.linears.get(module).ok_or_else(|| {
+            Error::from(TensorFault {
+                path: self.path.into(),
+                tensor: module.into(),
+                expected: "a packed linear".into(),
+                found: "none in the header".into(),
+                next: DAMAGED.into(),
+            })
+        })?;
+        let weight = memory::scope(Part::Weights, || {
+            packed::load(spec, shape, &mut |name| {
+                self.tensor(&format!("{module}.{name}"))
+            })
+        })
+        .map_err(|error| match error {
+            // The format knows its tensors by their role only.
+            Error::Tensor(mut fault) if fault.path != self.path => {
+                fault.path = self.path.into();
+                fault.tensor = format!("{module}.{}", fault.tensor);
+                Error::Tensor(fault)
+            }
+            other => other,
+        })?;
+        let bias_name = format!("{module}.bias");
+        let bias = match self.views.tensor(&bias_name) {
+            Ok(_) => Some(self.f16(&bias_name, &[shape.0])?),
+            Err(_) => None,
+        };
+        Ok(Linear {
+            weight: weight.into(),
+            bias,
+        })
+    }
+
+    fn decoder(&self, positions: usize) -> Result<Decoder> {
+        let config = &self.header.config;
+        memory::scope(Part::Embeddings, || {
+            let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+            let embedding = Arc::new(Dense::from_tensor(self.f16(EMBEDDING, &[vocab, hidden])?)?);
+            let head: Arc<dyn PackedLinear> = if config.tied_head {
+                embedding.clone()
+            } else {
+                Arc::new(Dense::from_tensor(self.f16(HEAD, &[vocab, hidden])?)?)
+            };
+            let (q_width, kv_width) = (
+                config.heads * config.head_dim,
+                config.kv_heads * config.head_dim,
+            );
+            let ffn = config.intermediate_size;
+            let blocks = (0..config.layers)
+                .map(|layer| {
+                    let linear = |name: &str, shape| self.linear(&module(layer, name), shape);
+                    let norm = |name: &str| self.f16(&weight_name(&module(layer, name)), &[hidden]);
+                    Ok(Block {
+                        attention_norm: norm(ATTENTION_NORM)?,
+                        q: linear("self_attn.q_proj", (q_width, hidden))?,
+                        k: linear("self_attn.k_proj", (kv_width, hidden))?,
+                        v: linear("self_attn.v_proj", (kv_width, hidden))?,
+                        o: linear("self_attn.o_proj", (hidden, q_width))?,
+                        mlp_norm: norm(MLP_NORM)?,
+                        gate: linear("mlp.gate_proj", (ffn, hidden))?,
+                        up: linear("mlp.up_proj", (ffn, hidden))?,
+                        down: linear("mlp.down_proj", (hidden, ffn))?,
+                    })
+                })
+                .collect::<Result<_>>()?;
+            Ok(Decoder {
+                config: config.clone(),
+                embedding,
+                head,
+                final_norm: self.f16(FINAL_NORM, &[hidden])?,
+                blocks,
+                rope: Rope::new(config, positions, self.device)?,
+                device: self.device.clone(),
+            })
+        })
+    }
+}
+
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+pub const HEAD: &str = "lm_head.weight";
+pub const FINAL_NORM: &str = "model.norm.weight";
+pub const ATTENTION_NORM: &str = "input_layernorm";
+pub const MLP_NORM: &str = "post_attention_layernorm";
+
+/// Hugging Face name of a module of a block.
+pub fn module(layer: usize, name: &str) -> String {
+    format!("model.layers.{layer}.{name}")
+}
+
+/// Hugging Face name of a module's weight.
+pub fn weight_name(module: &str) -> String {
+    format!("{module}.weight")
+}

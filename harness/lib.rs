@@ -1,0 +1,23 @@
+//! Measures quality, memory and speed of one language model across precisions.
+//!
+//! ```text
+//! weights ─► calibrate ─► quantize ─► PackedLinear ─► model ─► measure ─► rows ─► report
+//! ```
+//!
+//! Imports go down only: `cli > run > measure > model > packed > candle`. `quant` knows no
+//! model, `packed` no quantization method, `model` no precision and `report` no measurement.
+
+pub mod cli;
+pub mod data;
+pub mod error;
+pub mod formats;
+pub mod hash;
+pub mod measure;
+pub mod memory;
+pub mod model;
+pub mod packed;
+pub mod quant;
+pub mod report;
+pub mod run;
+
+pub use error::{Error, Result};

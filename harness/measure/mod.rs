@@ -1,0 +1,5 @@
+//! What is measured, and how numbers become statistics.
+
+pub mod quality;
+pub mod speed;
+pub mod stats;

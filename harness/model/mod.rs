@@ -1,0 +1,11 @@
+//! The model: one Llama-family decoder over packed linears, and where its weights come from.
+
+pub mod attention;
+pub mod config;
+pub mod decoder;
+pub mod kv_cache;
+pub mod rope;
+mod simd;
+pub mod swiglu;
+pub mod tokenizer;
+pub mod weights;

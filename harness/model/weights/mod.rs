@@ -1,0 +1,294 @@
+//! Sources of unquantized weights: a Hugging Face folder, a GGUF file, the embedded model.
+//!
+//! [`open`] looks at content, never at a file's name. A source that opens has every tensor that
+//! the decoder reads, in the right shape, and none that the decoder would ignore.
+
+mod embedded;
+mod gguf;
+mod safetensors;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+
+use super::config::Config;
+use crate::error::TensorFault;
+use crate::{Error, Result};
+
+pub(crate) use embedded::TOKENIZER as EMBEDDED_TOKENIZER;
+pub(crate) use gguf::Gguf;
+
+/// A checkpoint whose tensors are read one at a time, under Hugging Face names
+/// (`model.layers.0.self_attn.q_proj.weight`), in Hugging Face row order.
+pub trait WeightSource: Send + Sync {
+    fn config(&self) -> &Config;
+
+    /// Display name of the model.
+    fn name(&self) -> &str;
+
+    /// What the weights were stored as: `safetensors-f16`, `gguf-q4_1`, ...
+    fn source_format(&self) -> &str;
+
+    /// Whether the tensor exists.
+    fn has(&self, name: &str) -> bool;
+
+    /// The tensor as row-major F32; refuses another shape than `expected`.
+    fn tensor(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>>;
+
+    /// SHA-256 (hex) over the weight files' bytes, in name order.
+    fn sha256(&self) -> Result<String>;
+
+    /// Plain-word warnings for every row of the run.
+    fn warnings(&self) -> Vec<String>;
+}
+
+/// Opens a model: `None` is the embedded one, a folder is Hugging Face's layout, a file must
+/// begin with GGUF's magic bytes.
+pub fn open(model: Option<&Path>) -> Result<Box<dyn WeightSource>> {
+    let Some(path) = model else {
+        return Ok(Box::new(embedded::open()?));
+    };
+    match Kind::of(path)? {
+        Kind::Folder => Ok(Box::new(safetensors::open(path)?)),
+        Kind::Gguf => Ok(Box::new(gguf::open(path)?)),
+    }
+}
+
+/// What a model path holds, judged by content.
+pub(crate) enum Kind {
+    Folder,
+    Gguf,
+}
+
+impl Kind {
+    pub(crate) fn of(path: &Path) -> Result<Kind> {
+        const WAYS: &str = "Pass a Hugging Face folder (config.json and *.safetensors) or a GGUF \
+                            file, or leave the model out to use the embedded one.";
+        let about = std::fs::metadata(path).map_err(|e| Error::io(path, e, WAYS))?;
+        if about.is_dir() {
+            return Ok(Kind::Folder);
+        }
+        let mut start = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(4).read_to_end(&mut start))
+            .map_err(|e| Error::io(path, e, WAYS))?;
+        if start == gguf::MAGIC {
+            return Ok(Kind::Gguf);
+        }
+        Err(match path.extension().and_then(|e| e.to_str()) {
+            Some("safetensors") => Error::file(
+                path,
+                "one safetensors file does not describe a model",
+                "Pass the folder that holds it together with config.json.",
+            ),
+            _ => Error::file(path, "neither a folder nor a GGUF file", WAYS),
+        })
+    }
+}
+
+/// The name and shape of every tensor that a decoder of this shape reads.
+pub fn layout(config: &Config) -> BTreeMap<String, Vec<usize>> {
+    let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+    let q = config.heads * config.head_dim;
+    let kv = config.kv_heads * config.head_dim;
+    let mut tensors = BTreeMap::new();
+    let mut add = |name: String, shape: &[usize]| {
+        tensors.insert(name, shape.to_vec());
+    };
+    add(
+        "model.embed_tokens.weight".into(),
+        &[config.vocab_size, hidden],
+    );
+    add("model.norm.weight".into(), &[hidden]);
+    if !config.tied_head {
+        add("lm_head.weight".into(), &[config.vocab_size, hidden]);
+    }
+    for layer in 0..config.layers {
+        let prefix = format!("model.layers.{layer}");
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            add(format!("{prefix}.{norm}.weight"), &[hidden]);
+        }
+        for (linear, rows, columns) in [
+            ("self_attn.q_proj", q, hidden),
+            ("self_attn.k_proj", kv, hidden),
+            ("self_attn.v_proj", kv, hidden),
+            ("self_attn.o_proj", hidden, q),
+            ("mlp.gate_proj", wide, hidden),
+            ("mlp.up_proj", wide, hidden),
+            ("mlp.down_proj", hidden, wide),
+        ] {
+            add(format!("{prefix}.{linear}.weight"), &[rows, columns]);
+        }
+        if config.qkv_bias {
+            for (linear, rows) in [("q_proj", q), ("k_proj", kv), ("v_proj", kv)] {
+                add(format!("{prefix}.self_attn.{linear}.bias"), &[rows]);
+            }
+        }
+    }
+    tensors
+}
+
+/// Whether the tensor is a linear of a decoder block: what quantization acts on.
+fn is_body_linear(name: &str) -> bool {
+    name.starts_with("model.layers.") && name.ends_with("_proj.weight")
+}
+
+/// Refuses a checkpoint that lacks a tensor of the decoder, has one in another shape, or has one
+/// that the decoder would silently ignore. `found` gives file and shape by Hugging Face name.
+fn check_layout<'a>(
+    path: &Path,
+    config: &Config,
+    found: &BTreeMap<&'a str, (&'a Path, &'a [usize])>,
+) -> Result<()> {
+    // Checked by name first: a hostile layer count must not build a huge list.
+    if config.layers > found.len() {
+        return Err(Error::file(
+            path,
+            format!(
+                "the configuration names {} layers, but there are only {} tensors",
+                config.layers,
+                found.len()
+            ),
+            "Download the model again; some of its files are missing or of another model.",
+        ));
+    }
+    let wanted = layout(config);
+    for (name, shape) in &wanted {
+        match found.get(name.as_str()) {
+            Some((file, found)) => check_shape(file, name, shape, found)?,
+            None => return Err(missing(path, name, shape)),
+        }
+    }
+    for (name, (file, _)) in found {
+        let harmless = name.ends_with("rotary_emb.inv_freq")
+            || (config.tied_head && *name == "lm_head.weight");
+        if !harmless && !wanted.contains_key(*name) {
+            return Err(Error::unsupported(
+                format!(
+                    "{}: tensor `{name}` has no place in a {} decoder of this configuration",
+                    file.display(),
+                    config.architecture
+                ),
+                "Ignoring it would give wrong numbers: use a plain Llama, Mistral or Qwen2 \
+                 checkpoint.",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_shape(path: &Path, name: &str, expected: &[usize], found: &[usize]) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::from(TensorFault {
+        path: path.to_path_buf(),
+        tensor: name.to_string(),
+        expected: format!("shape {expected:?}"),
+        found: format!("{found:?}"),
+        next: "The weights belong to another configuration: download config and weights together."
+            .into(),
+    }))
+}
+
+fn missing(path: &Path, name: &str, expected: &[usize]) -> Error {
+    Error::from(TensorFault {
+        path: path.to_path_buf(),
+        tensor: name.to_string(),
+        expected: format!("shape {expected:?}"),
+        found: "no such tensor".into(),
+        next: "Download the model again; some of its files are missing or of another model.".into(),
+    })
+}
+
+/// A weight file's content: mapped from disk, or compiled in.
+///
+/// A mapped file must not be shortened while it is read; that ends the process (SIGBUS).
+enum Bytes {
+    Mapped(memmap2::Mmap),
+    Static(&'static [u8]),
+}
+
+impl Bytes {
+    fn map(path: &Path) -> Result<Bytes> {
+        let next = "Check the path and its permissions.";
+        let file = File::open(path).map_err(|e| Error::io(path, e, next))?;
+        let length = file.metadata().map_err(|e| Error::io(path, e, next))?.len();
+        if length == 0 {
+            return Err(Error::file(path, "the file is empty", "Download it again."));
+        }
+        // SAFETY: read-only, and only ever read as plain bytes; see the type's caveat.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e, next))?;
+        Ok(Bytes::Mapped(map))
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Static(bytes) => bytes,
+        }
+    }
+}
+
+/// The float types that both file formats store, little-endian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Float {
+    F32,
+    F16,
+    BF16,
+}
+
+impl Float {
+    fn size(self) -> usize {
+        match self {
+            Float::F32 => 4,
+            Float::F16 | Float::BF16 => 2,
+        }
+    }
+
+    /// Widens to F32, which is exact for every value.
+    fn to_f32(self, bytes: &[u8]) -> Vec<f32> {
+        match self {
+            Float::F32 => bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect(),
+            Float::F16 => bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|b| f16::from_le_bytes(*b).to_f32())
+                .collect(),
+            Float::BF16 => bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|b| bf16::from_le_bytes(*b).to_f32())
+                .collect(),
+        }
+    }
+}
+
+/// Display name: the last component of the path, links and `..` resolved.
+fn display_name(path: &Path, stem: bool) -> String {
+    let full: PathBuf = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let part = if stem {
+        full.file_stem()
+    } else {
+        full.file_name()
+    };
+    part.map_or_else(
+        || full.display().to_string(),
+        |p| p.to_string_lossy().into_owned(),
+    )
+}

@@ -1,0 +1,284 @@
+//! `gptq-int4`: GPTQ (Frantar et al., arXiv 2210.17323). Columns are rounded one after the other;
+//! the error of each is made up for by the columns that are not rounded yet, in the way that
+//! changes the layer's output on the calibration inputs least.
+//!
+//! With `H = Σ x xᵀ + λ I` and the upper factor `U` of `H⁻¹ = Uᵀ U`, rounding column `i` of a row
+//! `w` to `q` moves every later column `j` by `-(w_i - q_i) / U_ii · U_ij`. Rows never meet, so
+//! they run in parallel. Columns are taken in blocks: within one the correction is immediate,
+//! what lies behind it is corrected once per block by a matrix product.
+//!
+//! Columns keep their order, and a group's grid is fitted when its first column is reached, to
+//! weights that carry all corrections so far. With `-ao` (act-order) columns are taken by falling
+//! energy of their input, so that the largest inputs are rounded while there is most left to make
+//! up for it; grids are then fitted beforehand, to the weights as they were ("static groups"),
+//! so that the stored form is the same and no index is needed. Models with a few very large
+//! inputs need it: without it the errors of all other columns can end up in theirs.
+
+use super::grid::{GridSpec, Rounded, too_large};
+use super::linalg::inverse_factor;
+use super::{
+    Calibration, Family, Group, LayerStats, Listed, Matrix, Member, Notes, QuantMethod, count,
+};
+use crate::Result;
+use crate::packed::PackedLinear;
+use crate::packed::cpu::product_f32;
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+pub const FAMILY: Family = Family {
+    ids: &[
+        Listed {
+            id: "gptq-int4",
+            about: "GPTQ: later columns make up for rounding errors, 4 bits, groups of 128 \
+                    (also -int2 -int3 -int8, -g64, -gch)",
+        },
+        Listed {
+            id: "gptq-int4-ao",
+            about: "GPTQ with act-order: columns with the largest inputs first",
+        },
+    ],
+    parse: |id| match id.strip_suffix(ACT_ORDER) {
+        Some(id) => GridSpec::parse("gptq", id, |spec| Gptq::new(spec, true)),
+        None => GridSpec::parse("gptq", id, |spec| Gptq::new(spec, false)),
+    },
+};
+
+/// What ends the ids of methods with act-order.
+const ACT_ORDER: &str = "-ao";
+
+/// How often the damping is multiplied by ten before the method gives up.
+const RETRIES: usize = 3;
+
+/// GPTQ. Notes: `gptq_damping_retries`, `gptq_dead_inputs` (channels that were zero on all
+/// calibration tokens), `gptq_groups` (groups of linears).
+pub struct Gptq {
+    pub spec: GridSpec,
+    /// `λ` as a fraction of the mean diagonal of `Σ x xᵀ`.
+    pub damping: f64,
+    /// Columns that are corrected at once. A block must hold whole groups or lie in one; where
+    /// the two do not divide each other, the group size is used instead.
+    pub block: usize,
+    /// Whether columns are taken by falling energy of their input instead of in their order.
+    pub act_order: bool,
+}
+
+impl Gptq {
+    /// The paper's parameters.
+    pub fn new(spec: GridSpec, act_order: bool) -> Self {
+        Gptq {
+            spec,
+            damping: 0.01,
+            block: 128,
+            act_order,
+        }
+    }
+
+    /// The columns in the order in which they are rounded.
+    fn order(&self, stats: &LayerStats) -> Vec<usize> {
+        let k = stats.xtx.cols;
+        let mut order: Vec<usize> = (0..k).collect();
+        if self.act_order {
+            let energy = |i: usize| stats.xtx.data[i * (k + 1)];
+            order.sort_by(|a, b| energy(*b).total_cmp(&energy(*a)));
+        }
+        order
+    }
+
+    /// `Uᵀ`, row-major `[k_in, k_in]`, for columns in this order.
+    fn factor(
+        &self,
+        group: &Group,
+        stats: &LayerStats,
+        order: &[usize],
+        notes: &mut Notes,
+    ) -> Result<Vec<f32>> {
+        let k = group.inputs();
+        let covariance = |i: usize, j: usize| f64::from(stats.xtx.data[i * k + j]);
+        let mut hessian: Vec<f64> = order
+            .iter()
+            .flat_map(|i| order.iter().map(move |j| covariance(*i, *j)))
+            .collect();
+        let mean = (0..k).map(|i| hessian[i * (k + 1)]).sum::<f64>() / k as f64;
+        let mut dead = 0;
+        for i in 0..k {
+            if hessian[i * (k + 1)] == 0.0 {
+                // Its covariances are zero too, so that any positive diagonal leaves the other
+                // channels alone and rounds this one to nearest: evaluation may need it.
+                hessian[i * (k + 1)] = 1.0;
+                dead += 1;
+            }
+        }
+        count(notes, "gptq_dead_inputs", dead);
+        count(notes, "gptq_groups", 1);
+        let mut damping = self.damping;
+        for retry in 0..=RETRIES {
+            let mut damped = hessian.clone();
+            for i in 0..k {
+                damped[i * (k + 1)] += damping * mean;
+            }
+            if let Some(factor) = inverse_factor(damped, k) {
+                count(notes, "gptq_damping_retries", retry);
+                return Ok(factor);
+            }
+            damping *= 10.0;
+        }
+        Err(group.members[0].refuse(
+            &self.id(),
+            format!(
+                "the covariance of its inputs ({} tokens) is not positive definite, not even \
+                 with {} of the mean diagonal added",
+                stats.tokens,
+                damping / 10.0
+            ),
+            "use more calibration tokens, or rtn or awq for this model",
+        ))
+    }
+
+    /// Codes of one weight. `factor` is `Uᵀ` for columns in this order.
+    fn round(&self, member: &Member, factor: &[f32], order: &[usize]) -> Result<Rounded> {
+        let weight = &member.weight;
+        let Matrix {
+            rows: n, cols: k, ..
+        } = *weight;
+        let spec = &self.spec;
+        let len = spec.group_len(k);
+        let aligned = self.block.is_multiple_of(len) || len.is_multiple_of(self.block) || len == k;
+        let block = if aligned { self.block } else { len };
+
+        let mut work: Vec<f32> = weight
+            .data
+            .chunks(k)
+            .flat_map(|row| order.iter().map(|column| row[*column]))
+            .collect();
+        let mut rounded = Rounded::new(spec, n, k);
+        if self.act_order {
+            let fits = weight.data.chunks(k).flat_map(|row| row.chunks(len));
+            for (grid, weights) in rounded.grids.iter_mut().zip(fits) {
+                *grid = spec
+                    .fit(weights)
+                    .ok_or_else(|| too_large(member, &self.id()))?;
+            }
+        }
+        for from in (0..k).step_by(block) {
+            let to = (from + block).min(k);
+            let width = to - from;
+            // Rows `from..to` of U, so that the inner loop reads along a row.
+            let mut upper = vec![0f32; width * width];
+            for i in 0..width {
+                for j in i..width {
+                    upper[i * width + j] = factor[(from + j) * k + from + i];
+                }
+            }
+            let mut errors = vec![0f32; n * width];
+            let Rounded { codes, grids } = &mut rounded;
+            work.par_chunks_mut(k)
+                .zip(codes.par_chunks_mut(k))
+                .zip(grids.par_chunks_mut(spec.groups(k)))
+                .zip(errors.par_chunks_mut(width))
+                .try_for_each(|(((row, codes), grids), errors)| {
+                    for i in 0..width {
+                        let at = from + i;
+                        let column = order[at];
+                        if at % len == 0 && !self.act_order {
+                            grids[at / len] = spec.fit(&row[at..(at + len).min(k)])?;
+                        }
+                        let grid = grids[column / len];
+                        let code = grid.code(row[at]);
+                        codes[column] = code as u8;
+                        let u = &upper[i * width..][..width];
+                        errors[i] = (row[at] - grid.level(code)) / u[i];
+                        for (w, u) in row[at + 1..to].iter_mut().zip(&u[i + 1..]) {
+                            *w -= errors[i] * u;
+                        }
+                    }
+                    Some(())
+                })
+                .ok_or_else(|| too_large(member, &self.id()))?;
+            correct(&mut work, &errors, factor, k, from..to)?;
+        }
+        Ok(rounded)
+    }
+}
+
+/// `work[:, end..] -= errors · U[block, end..]` for `work` `[n, k]` and `errors` `[n, block]`.
+fn correct(
+    work: &mut [f32],
+    errors: &[f32],
+    factor: &[f32],
+    k: usize,
+    block: std::ops::Range<usize>,
+) -> Result<()> {
+    let (width, behind) = (block.len(), k - block.end);
+    let n = work.len() / k;
+    if behind == 0 {
+        return Ok(());
+    }
+    let columns: Vec<f32> = factor[block.end * k..]
+        .chunks(k)
+        .flat_map(|row| &row[block.clone()])
+        .copied()
+        .collect();
+    let mut moved = vec![0f32; n * behind];
+    product_f32(errors, &columns, n, behind, width, &mut moved)?;
+    let rows = work.par_chunks_mut(k).zip(moved.par_chunks(behind));
+    rows.for_each(|(row, moved)| {
+        for (w, m) in row[block.end..].iter_mut().zip(moved) {
+            *w -= m;
+        }
+    });
+    Ok(())
+}
+
+impl QuantMethod for Gptq {
+    fn id(&self) -> String {
+        let suffix = if self.act_order { ACT_ORDER } else { "" };
+        self.spec.id("gptq") + suffix
+    }
+
+    fn method(&self) -> &'static str {
+        "gptq"
+    }
+
+    fn parameters(&self) -> BTreeMap<String, Value> {
+        let mut parameters = self.spec.parameters();
+        parameters.insert("damping".into(), json!(self.damping));
+        parameters.insert("block".into(), json!(self.block));
+        parameters.insert("act_order".into(), json!(self.act_order));
+        parameters
+    }
+
+    fn calibration(&self) -> Calibration {
+        Calibration::Inputs
+    }
+
+    fn doubts(&self, notes: &Notes) -> Vec<String> {
+        let some = |name: &str| notes.get(name).copied().filter(|n| *n > 0.0);
+        let retries = some("gptq_damping_retries").map(|n| {
+            format!("{n} Hessians could be factored only with more than the stated damping")
+        });
+        let dead = some("gptq_dead_inputs")
+            .map(|n| format!("{n} inputs were zero on all calibration tokens"));
+        retries.into_iter().chain(dead).collect()
+    }
+
+    fn quantize(
+        &self,
+        group: &Group,
+        stats: Option<&LayerStats>,
+        notes: &mut Notes,
+    ) -> Result<Vec<Box<dyn PackedLinear>>> {
+        let id = self.id();
+        group.check(&id)?;
+        let stats = LayerStats::require(stats, group, &id)?;
+        let order = self.order(stats);
+        let factor = match group.members.is_empty() {
+            true => Vec::new(),
+            false => self.factor(group, stats, &order, notes)?,
+        };
+        group.pack_each(&id, |member| {
+            let rounded = self.round(member, &factor, &order)?;
+            rounded.pack(&self.spec, member.weight.rows, member.weight.cols)
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! What a report says: its tables and sentences as plain text, formatted once. HTML, Markdown
+//! and the terminal only lay them out, so that they cannot disagree.
+//!
+//! This file holds what both need: the names of rows, and which of them compare.
+
+mod sentences;
+mod tables;
+
+pub use sentences::{FILES, headline, method_notes, notices, options, warnings};
+pub use tables::{
+    Cell, Column, Kind, PARTS, Part, Row, Table, domains, memory, methods, pairs, results, texts,
+};
+
+use super::csv::Tables;
+use super::format::ByteUnit;
+use super::record::{QualityRow, ResultRow};
+use std::collections::BTreeSet;
+
+/// Text on one line, for cells and sentences.
+pub fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The name of a row: its precision, and whichever other axis varies within the run.
+pub fn label(tables: &Tables, row: &ResultRow) -> String {
+    let varies = |key: fn(&ResultRow) -> String| {
+        tables
+            .results
+            .iter()
+            .map(key)
+            .collect::<BTreeSet<_>>()
+            .len()
+            > 1
+    };
+    let mut label = one_line(&row.precision);
+    if varies(|r| r.model.clone()) {
+        label = format!("{} {label}", one_line(&row.model));
+    }
+    if varies(|r| r.device.clone()) {
+        label += &format!(" {}", one_line(&row.device));
+    }
+    if varies(|r| r.kv_cache.clone()) && !row.kv_cache.is_empty() {
+        label += &format!(" kv={}", one_line(&row.kv_cache));
+    }
+    if let Some(batch) = row.batch.filter(|_| varies(|r| format!("{:?}", r.batch))) {
+        label += &format!(" b={batch}");
+    }
+    if let Some(tokens) = row
+        .prompt_tokens
+        .filter(|_| varies(|r| format!("{:?}", r.prompt_tokens)))
+    {
+        label += &format!(" ctx={tokens}");
+    }
+    label
+}
+
+/// The protocol that tables and plots show: the one of `results.csv`, never a mixture.
+pub fn protocol(tables: &Tables) -> Option<&str> {
+    tables
+        .results
+        .iter()
+        .map(|row| row.protocol.as_str())
+        .find(|protocol| !protocol.is_empty())
+}
+
+/// Whether a row's quality may stand beside the others'.
+pub fn comparable(tables: &Tables, row: &ResultRow) -> bool {
+    protocol(tables).is_none_or(|protocol| row.protocol == protocol)
+}
+
+/// The row that `row` is compared with: the reference precision, all other axes equal
+/// (the KV cache where possible: the reference may have been measured with one only).
+pub fn reference_of<'a>(tables: &'a Tables, row: &ResultRow) -> Option<&'a ResultRow> {
+    let reference = &tables.info.reference;
+    tables
+        .results
+        .iter()
+        .filter(|r| {
+            !reference.is_empty()
+                && r.precision == *reference
+                && r.model == row.model
+                && r.device == row.device
+                && r.batch == row.batch
+                && r.prompt_tokens == row.prompt_tokens
+        })
+        .max_by_key(|r| r.kv_cache == row.kv_cache)
+}
+
+pub(super) fn is_reference(tables: &Tables, precision: &str) -> bool {
+    !tables.info.reference.is_empty() && precision == tables.info.reference
+}
+
+/// 95 % interval of a row's perplexity. Paired where the difference to the reference has one:
+/// both precisions read the same windows, so what the text contributes cancels.
+pub fn perplexity_interval(row: &ResultRow) -> Option<(f64, f64, Interval)> {
+    let perplexity = row.perplexity?;
+    match (
+        row.delta_nll_nats,
+        row.delta_nll_ci_low,
+        row.delta_nll_ci_high,
+    ) {
+        (Some(delta), Some(low), Some(high)) => Some((
+            perplexity * (low - delta).exp(),
+            perplexity * (high - delta).exp(),
+            Interval::Paired,
+        )),
+        _ => row.perplexity_se.map(|se| {
+            (
+                perplexity - 1.96 * se,
+                perplexity + 1.96 * se,
+                Interval::Text,
+            )
+        }),
+    }
+}
+
+/// Where an interval comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Interval {
+    /// Of the difference to the reference, over the same windows.
+    Paired,
+    /// ±1.96 standard errors: how much another text would change the number.
+    Text,
+}
+
+/// The unit for every amount of memory in the report.
+pub fn memory_unit(tables: &Tables) -> ByteUnit {
+    ByteUnit::for_largest(tables.results.iter().filter_map(|r| r.peak_memory_bytes))
+}
+
+/// The rows of `quality.csv` that belong to the report's protocol.
+pub fn quality(tables: &Tables) -> impl Iterator<Item = &QualityRow> {
+    let protocol = protocol(tables);
+    tables
+        .quality
+        .iter()
+        .filter(move |row| protocol.is_none_or(|p| row.protocol == p))
+}
+
+/// Text domains in the order of the file, `overall` last.
+pub fn datasets(tables: &Tables) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for row in quality(tables) {
+        if row.dataset != OVERALL && !names.contains(&row.dataset) {
+            names.push(row.dataset.clone());
+        }
+    }
+    if quality(tables).any(|row| row.dataset == OVERALL) {
+        names.push(OVERALL.into());
+    }
+    names
+}
+
+/// The pool of all windows, in the `dataset` column.
+pub const OVERALL: &str = "overall";
+
+/// The name of a quality row, as [`label`] gives it to a result row.
+pub fn quality_label(tables: &Tables, row: &QualityRow) -> String {
+    tables
+        .results
+        .iter()
+        .find(|r| {
+            r.precision == row.precision
+                && r.model == row.model
+                && r.device == row.device
+                && r.kv_cache == row.kv_cache
+        })
+        .map_or_else(|| one_line(&row.precision), |r| label(tables, r))
+}

@@ -1,0 +1,496 @@
+//! The sentences of a report: its headline, notices, warnings, and how each number was made.
+
+use super::tables::{json_text, result_percent_decimals};
+use super::*;
+use crate::report::format::{self, ABSENT};
+use crate::report::record::Status;
+
+/// Increase of perplexity, in nats, up to which a row may be put forward: about 5 %.
+const HEADLINE_MOST_DELTA: f64 = 0.05;
+
+/// What the run says, in a sentence or two, from the rows alone.
+pub fn headline(tables: &Tables) -> String {
+    let fine = || tables.results.iter().filter(|r| r.status == Status::Ok);
+    if tables.results.is_empty() {
+        return "This run holds no rows yet.".into();
+    }
+    if fine().next().is_none() {
+        return "No precision was measured to the end; the table gives the reason for each.".into();
+    }
+    // The smallest row that is still close; rows within 2 % of its memory compete on quality.
+    let close: Vec<(&ResultRow, u64, f64)> = fine()
+        .filter(|row| !is_reference(tables, &row.precision) && comparable(tables, row))
+        .filter_map(|row| {
+            let delta = row.delta_nll_nats.filter(|d| *d <= HEADLINE_MOST_DELTA)?;
+            let reference = reference_of(tables, row)?;
+            let memory = row.peak_memory_bytes?;
+            (reference.status == Status::Ok && memory < reference.peak_memory_bytes?)
+                .then_some((row, memory, delta))
+        })
+        .collect();
+    let smallest = close.iter().map(|(_, memory, _)| *memory).min();
+    let best = close
+        .iter()
+        .filter(|(_, memory, _)| {
+            smallest.is_some_and(|smallest| *memory as f64 <= smallest as f64 * 1.02)
+        })
+        .min_by(|a, b| a.2.total_cmp(&b.2));
+    match best {
+        Some((row, ..)) => versus_reference(tables, row),
+        None => {
+            let measured = fine().count();
+            let noun = if measured == 1 { "row" } else { "rows" };
+            let reference = one_line(&tables.info.reference);
+            if !fine().any(|row| is_reference(tables, &row.precision)) {
+                let why = match reference.as_str() {
+                    "" => "no reference was measured".to_string(),
+                    name => format!("the reference {name} has no result"),
+                };
+                format!("{measured} {noun} measured; {why}, so nothing is compared.")
+            } else if measured == 1 {
+                format!("Only the reference {reference} was measured, so nothing is compared.")
+            } else {
+                format!(
+                    "{measured} {noun} measured; none is both smaller than {reference} and within \
+                     5 % of its perplexity."
+                )
+            }
+        }
+    }
+}
+
+fn versus_reference(tables: &Tables, row: &ResultRow) -> String {
+    let name = label(tables, row);
+    let Some(reference) = reference_of(tables, row) else {
+        return String::new();
+    };
+    let against = label(tables, reference);
+    let memory = match (row.peak_memory_bytes, reference.peak_memory_bytes) {
+        (Some(own), Some(other)) if other > 0 => {
+            format!(
+                "needs {} % of {against}’s peak memory",
+                format::number(100.0 * own as f64 / other as f64, 0)
+            )
+        }
+        _ => "was measured".into(),
+    };
+    let speed = match (row.decode_tok_s, reference.decode_tok_s) {
+        (Some(own), Some(other)) if own.is_finite() && other > 0.0 => {
+            format!(" and decodes at {} its speed", format::times(own / other))
+        }
+        _ => String::new(),
+    };
+    let quality = match (
+        row.delta_nll_nats,
+        row.delta_nll_ci_low,
+        row.delta_nll_ci_high,
+    ) {
+        (Some(delta), Some(low), Some(high)) => {
+            let decimals = result_percent_decimals(tables);
+            let [percent, low_text, high_text] =
+                [delta, low, high].map(|d| format::signed(format::percent(d), decimals));
+            let interval = format!("95 % interval {low_text} to {high_text} %");
+            if low > 0.0 {
+                let amount = percent.trim_start_matches('+');
+                format!("its perplexity is {amount} % higher ({interval})")
+            } else if high < 0.0 {
+                let amount = percent.trim_start_matches('−');
+                format!("its perplexity is {amount} % lower ({interval})")
+            } else {
+                format!("its perplexity shows no clear difference ({percent} %, {interval})")
+            }
+        }
+        (Some(delta), ..) => format!(
+            "its perplexity changes by {} %",
+            format::signed(format::percent(delta), 1)
+        ),
+        _ => String::new(),
+    };
+    format!("{name} {memory}{speed}; {quality}.")
+}
+
+/// What a reader has to know before the numbers: an incomplete run, failed rows.
+pub fn notices(tables: &Tables) -> Vec<String> {
+    let mut notices = Vec::new();
+    if !tables.info.complete {
+        let asked = tables.info.precisions.len();
+        let missing: Vec<&str> = tables
+            .info
+            .precisions
+            .iter()
+            .map(String::as_str)
+            .filter(|id| !tables.results.iter().any(|row| row.precision == *id))
+            .collect();
+        notices.push(if missing.is_empty() {
+            "This run was stopped before its end; what it had measured is shown.".into()
+        } else {
+            format!(
+                "This run was stopped before its end: {} of {asked} precisions have no row ({}).",
+                missing.len(),
+                one_line(&missing.join(", "))
+            )
+        });
+    }
+    let failed: Vec<String> = tables
+        .results
+        .iter()
+        .filter(|row| row.status != Status::Ok)
+        .map(|row| format!("{} ({})", label(tables, row), row.status.word()))
+        .collect();
+    if !failed.is_empty() {
+        let noun = if failed.len() == 1 { "row" } else { "rows" };
+        notices.push(format!(
+            "{} {noun} without a full result: {}.",
+            failed.len(),
+            failed.join(", ")
+        ));
+    }
+    let protocols: BTreeSet<&str> = tables
+        .results
+        .iter()
+        .map(|r| r.protocol.as_str())
+        .filter(|p| !p.is_empty())
+        .collect();
+    if let (Some(shown), true) = (protocol(tables), protocols.len() > 1) {
+        notices.push(format!(
+            "The rows come from {} protocols, whose perplexities do not compare; only those of \
+             {} are shown.",
+            protocols.len(),
+            one_line(shown)
+        ));
+    }
+    notices
+}
+
+/// Warnings of the run, then those of its rows; one that several rows share is said once.
+pub fn warnings(tables: &Tables) -> Vec<String> {
+    let mut warnings: Vec<(String, Vec<String>)> = Vec::new();
+    for warning in &tables.info.warnings {
+        let text = one_line(warning);
+        if !text.is_empty() && !warnings.iter().any(|(known, _)| *known == text) {
+            warnings.push((text, Vec::new()));
+        }
+    }
+    for row in &tables.results {
+        for part in row.warnings.split(';') {
+            let text = one_line(part);
+            if text.is_empty() {
+                continue;
+            }
+            let name = label(tables, row);
+            match warnings.iter_mut().find(|(known, _)| *known == text) {
+                Some((_, of)) => of.push(name),
+                None => warnings.push((text, vec![name])),
+            }
+        }
+    }
+    warnings
+        .into_iter()
+        .map(|(text, of)| match of.len() {
+            0 => text,
+            n if n == tables.results.len() && n > 1 => format!("{text} (all rows)"),
+            _ => format!("{text} ({})", of.join(", ")),
+        })
+        .collect()
+}
+
+/// How each number was made: a term and its explanation.
+pub fn method_notes(tables: &Tables) -> Vec<(&'static str, String)> {
+    let info = &tables.info;
+    let mut notes = Vec::new();
+    let mut note = |term, text: String| {
+        if !text.is_empty() {
+            notes.push((term, text));
+        }
+    };
+    note("Perplexity", perplexity_note(tables));
+    note("Intervals", intervals_note(tables));
+    note(
+        "Weights",
+        "Bits per weight count all stored bytes of the quantized matrices (codes, \
+        scales, zero points, index, padding) over their weights. Embedding, norms and output \
+        head stay in 16 bits and are counted as embeddings."
+            .into(),
+    );
+    note("Memory", memory_note(tables));
+    note("Speed", speed_note(tables));
+    note("Kernels", kernels_note(tables));
+    note(
+        "Quantizing",
+        "Time to quantize, in its own process; its memory is not part of the peak. \
+        Parameters were set beforehand and calibration used calibration texts only: no option was \
+        chosen on evaluation text."
+            .into(),
+    );
+    note("Model", model_note(tables));
+    note("Machine", machine_note(tables));
+    note("Version", {
+        let commit = match info.git_commit.as_str() {
+            "" => String::new(),
+            commit => format!(" (commit {})", one_line(commit)),
+        };
+        format!(
+            "quantbench {}{commit}, metrics version {}. Numbers of different metrics versions do \
+             not compare.",
+            one_line(&info.quantbench_version),
+            info.metrics_version
+        )
+    });
+    note("Run", {
+        let span = match info.finished_at.as_str() {
+            "" => format!("started {}", one_line(&info.started_at)),
+            end => format!("{} to {}", one_line(&info.started_at), one_line(end)),
+        };
+        format!(
+            "{}: {span}, {} s.",
+            one_line(&info.run_id),
+            format::seconds(info.duration_s)
+        )
+    });
+    notes
+}
+
+fn perplexity_note(tables: &Tables) -> String {
+    let Some(protocol) = protocol(tables) else {
+        return String::new();
+    };
+    let counts: BTreeSet<u64> = tables
+        .results
+        .iter()
+        .filter(|row| comparable(tables, row))
+        .filter_map(|row| row.scored_tokens)
+        .collect();
+    let scored = match (counts.first(), counts.last()) {
+        (Some(least), Some(most)) if least == most => {
+            format!(" {} tokens were scored.", format::count(*most))
+        }
+        (Some(least), Some(most)) => format!(
+            " {} to {} tokens were scored: rows with different counts do not compare.",
+            format::count(*least),
+            format::count(*most)
+        ),
+        _ => String::new(),
+    };
+    format!(
+        "Protocol {}. {}{scored} The number over all texts weights every scored token equally. \
+         Lower is better; it compares only with numbers of the same protocol, texts and tokenizer.",
+        one_line(protocol),
+        protocol_in_words(protocol)
+    )
+}
+
+/// What a protocol id stands for.
+fn protocol_in_words(id: &str) -> String {
+    let (name, window) = id.split_once('@').unwrap_or((id, ""));
+    let window = match window.split(['/', '-', '+']).next() {
+        Some(tokens) if !tokens.is_empty() && tokens.bytes().all(|b| b.is_ascii_digit()) => {
+            format!("{tokens} tokens")
+        }
+        _ => "a fixed length".into(),
+    };
+    match name {
+        "gptq-v1" => format!(
+            "Each text is tokenized once with the tokenizer's own special tokens and cut into \
+             windows of {window} that do not overlap; the rest is dropped. Every token but the \
+             first of each window is scored, from an empty cache."
+        ),
+        "hf-strided-v2" => format!(
+            "Windows of {window} advance by a stride; only tokens that no earlier window scored \
+             count, each with the context that its window offers."
+        ),
+        "llamacpp-v1" => format!(
+            "Each text is cut into windows of {window}; only the second half of each window is \
+             scored, so that every scored token has context."
+        ),
+        _ => "Its definition is in the README under this name.".into(),
+    }
+}
+
+fn intervals_note(tables: &Tables) -> String {
+    if quality(tables).next().is_none() && protocol(tables).is_none() {
+        return String::new();
+    }
+    let standard_error = tables
+        .results
+        .iter()
+        .find(|r| is_reference(tables, &r.precision))
+        .or(tables.results.first())
+        .and_then(|r| Some((r.precision.clone(), r.perplexity_se?)))
+        .map(|(precision, se)| {
+            format!(
+                " (for {}, standard error {})",
+                one_line(&precision),
+                format::number(se, 2)
+            )
+        })
+        .unwrap_or_default();
+    format!(
+        "Differences between precisions are paired: both read the same windows, whose differences \
+         are resampled with a fixed seed (bootstrap), and the interval holds the middle 95 % of \
+         the results. What the choice of text does to a single perplexity is far larger\
+         {standard_error}, but moves all precisions together, so it says little about which is \
+         better. An interval that includes zero is no proof of equality."
+    )
+}
+
+fn memory_note(tables: &Tables) -> String {
+    let methods: BTreeSet<&str> = tables
+        .results
+        .iter()
+        .map(|r| r.peak_memory_method.as_str())
+        .filter(|m| !m.is_empty())
+        .collect();
+    if methods.is_empty() {
+        return String::new();
+    }
+    let how = methods
+        .iter()
+        .map(|method| match *method {
+            "allocator" => {
+                "allocator: a counting allocator sees every allocation of the measuring process"
+                    .to_string()
+            }
+            other => one_line(other),
+        })
+        .collect::<Vec<_>>()
+        .join("; ");
+    format!(
+        "Peak memory is the high-water mark of loading, prefill and decode in the speed workload, \
+         in a fresh process per precision ({how}). Inside: weights, embeddings, norms, head, KV \
+         cache, activations, workspace, tables and token ids. Outside: the program, the \
+         tokenizer, the texts, the source of the weights, quantizing, and the perplexity run, \
+         whose own peak is in run.json. The resident set is what the operating system reports for \
+         the same process, all of it included."
+    )
+}
+
+fn speed_note(tables: &Tables) -> String {
+    let Some(row) = tables.results.iter().find(|r| r.decode_tok_s.is_some()) else {
+        return String::new();
+    };
+    let amount = |value: Option<u64>| value.map_or_else(|| "?".into(), format::count);
+    let repetitions = tables
+        .samples
+        .iter()
+        .filter(|s| !s.warmup && s.precision == row.precision && s.phase == "decode")
+        .filter(|s| s.kv_cache == row.kv_cache && Some(s.batch) == row.batch)
+        .count();
+    let repetitions = match repetitions {
+        0 => "several repetitions".into(),
+        1 => "one repetition".into(),
+        n => format!("{n} repetitions"),
+    };
+    let threads: BTreeSet<u64> = tables.results.iter().filter_map(|r| r.threads).collect();
+    let threads = match (threads.first(), threads.len()) {
+        (Some(1), 1) => ", one thread".to_string(),
+        (Some(n), 1) => format!(", {n} threads"),
+        _ => String::new(),
+    };
+    format!(
+        "A prompt of {} tokens of evaluation text, then {} tokens generated from that depth, batch \
+         {}{threads}. Tokens per second of wall time: median of {repetitions} after warm-up in the \
+         same shape, ± standard deviation. Precisions took turns in a seeded order. Prefill \
+         computes the output head for the last position only. Raw times are in samples.csv.",
+        amount(row.prompt_tokens),
+        amount(row.generated_tokens),
+        amount(row.batch),
+    )
+}
+
+fn kernels_note(tables: &Tables) -> String {
+    let lines: Vec<String> = tables
+        .results
+        .iter()
+        .filter(|r| !(r.prefill_kernel.is_empty() && r.decode_kernel.is_empty()))
+        .map(|r| {
+            let or_absent = |text: &str| match one_line(text) {
+                text if text.is_empty() => ABSENT.to_string(),
+                text => text,
+            };
+            let kernels = if r.prefill_kernel == r.decode_kernel {
+                or_absent(&r.decode_kernel)
+            } else {
+                format!(
+                    "{} (prefill), {} (decode)",
+                    or_absent(&r.prefill_kernel),
+                    or_absent(&r.decode_kernel)
+                )
+            };
+            let activations = match r.activation_dtype.as_str() {
+                "" => String::new(),
+                dtype => format!(", activations {}", one_line(dtype)),
+            };
+            format!("{}: {kernels}{activations}", label(tables, r))
+        })
+        .collect();
+    match lines.is_empty() {
+        true => String::new(),
+        false => format!("{}.", lines.join("; ")),
+    }
+}
+
+fn model_note(tables: &Tables) -> String {
+    let model = &tables.info.model;
+    if model.name.is_empty() {
+        return String::new();
+    }
+    format!(
+        "{} ({}, {}), {} parameters of which {} in quantized matrices, {} layers, width {}, \
+         vocabulary {}. Weights SHA-256 {}; tokenizer SHA-256 {}.",
+        one_line(&model.name),
+        one_line(&model.architecture),
+        one_line(&model.source_format),
+        format::count(model.parameters),
+        format::count(model.body_parameters),
+        model.layers,
+        format::count(model.hidden_size),
+        format::count(model.vocab_size),
+        one_line(&model.weights_sha256),
+        one_line(&model.tokenizer_sha256),
+    )
+}
+
+fn machine_note(tables: &Tables) -> String {
+    let host = &tables.info.host;
+    if host.cpu.is_empty() {
+        return String::new();
+    }
+    let mut parts = vec![one_line(&host.cpu), format!("{} cores", host.cores)];
+    if !host.instruction_set.is_empty() {
+        parts.push(one_line(&host.instruction_set));
+    }
+    for (what, bytes) in [
+        ("last-level cache", host.last_level_cache_bytes),
+        ("memory", host.memory_bytes),
+    ] {
+        if let Some(bytes) = bytes {
+            let size = ByteUnit {
+                decimals: if bytes < 1 << 30 { 0 } else { 1 },
+                ..ByteUnit::for_largest([bytes])
+            };
+            parts.push(format!("{what} {}", size.with_unit(bytes)));
+        }
+    }
+    parts.push(one_line(&format!("{} {}", host.os, host.kernel)));
+    format!("{}.", parts.join(", "))
+}
+
+/// All options of the run, as `name = value`.
+pub fn options(tables: &Tables) -> Vec<String> {
+    tables
+        .info
+        .options
+        .iter()
+        .map(|(name, value)| one_line(&format!("{name} = {}", json_text(value))))
+        .collect()
+}
+
+/// The files of a run that lie beside the report, and what each holds.
+pub const FILES: [(&str, &str); 6] = [
+    ("results.csv", "one row per precision"),
+    ("quality.csv", "perplexity by text and protocol"),
+    ("pairs.csv", "differences between all pairs"),
+    ("windows.csv", "loss of every window"),
+    ("samples.csv", "every timed repetition"),
+    ("run.json", "configuration, machine, provenance"),
+];

@@ -1,0 +1,454 @@
+//! The tables of a report.
+
+use super::*;
+use crate::report::format::{self, ABSENT};
+use crate::report::record::Status;
+
+/// One table, ready to be laid out.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Table {
+    pub columns: Vec<Column>,
+    pub rows: Vec<Row>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Column {
+    pub head: String,
+    pub unit: String,
+    /// For narrow output: what is being counted, unit included.
+    pub short: String,
+    pub kind: Kind,
+}
+
+/// How the cells of a column are set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A word or two, never broken.
+    Word,
+    /// Aligned right.
+    Number,
+    /// Of any length, broken where needed.
+    Prose,
+}
+
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Row {
+    pub cells: Vec<Cell>,
+    pub failed: bool,
+}
+
+/// A value, and its uncertainty or remark in a quieter voice.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Cell {
+    pub text: String,
+    pub extra: String,
+}
+
+impl Cell {
+    fn new(text: impl Into<String>, extra: impl Into<String>) -> Self {
+        Cell {
+            text: text.into(),
+            extra: extra.into(),
+        }
+    }
+
+    fn optional(text: Option<String>) -> Self {
+        Cell::new(text.unwrap_or_else(|| ABSENT.into()), "")
+    }
+
+    /// Value and remark on one line.
+    pub fn joined(&self) -> String {
+        if self.extra.is_empty() {
+            self.text.clone()
+        } else {
+            format!("{} {}", self.text, self.extra)
+        }
+    }
+}
+
+fn column(head: &str, unit: &str, short: &str, kind: Kind) -> Column {
+    Column {
+        head: head.into(),
+        unit: unit.into(),
+        short: short.into(),
+        kind,
+    }
+}
+
+/// Decimals shared by all perplexities of the report's protocol.
+fn perplexity_decimals(tables: &Tables) -> usize {
+    let rows = || tables.results.iter().filter(|row| comparable(tables, row));
+    let half_width = |kind: Interval| {
+        rows()
+            .map(move |row| perplexity_interval(row).filter(|i| i.2 == kind))
+            .map(|interval| interval.map(|(low, high, _)| (high - low) / 2.0))
+            .collect::<Vec<_>>()
+    };
+    format::column_decimals(half_width(Interval::Paired), 2, 3)
+        .or_else(|| format::column_decimals(half_width(Interval::Text), 1, 3))
+        .unwrap_or(2)
+}
+
+/// The change of perplexity in %, with its interval where there is one.
+fn change(delta: Option<f64>, low: Option<f64>, high: Option<f64>, decimals: usize) -> Cell {
+    let Some(delta) = delta else {
+        return Cell::new(ABSENT, "");
+    };
+    let interval = match (low, high) {
+        (Some(low), Some(high)) => {
+            format::interval(format::percent(low), format::percent(high), decimals)
+        }
+        _ => String::new(),
+    };
+    Cell::new(format::signed(format::percent(delta), decimals), interval)
+}
+
+/// Decimals for a column of changes in %.
+fn percent_decimals(intervals: impl IntoIterator<Item = (Option<f64>, Option<f64>)>) -> usize {
+    let half_widths = intervals
+        .into_iter()
+        .map(|(low, high)| Some((format::percent(high?) - format::percent(low?)) / 2.0));
+    format::column_decimals(half_widths, 1, 2).unwrap_or(2)
+}
+
+pub(super) fn result_percent_decimals(tables: &Tables) -> usize {
+    percent_decimals(
+        tables
+            .results
+            .iter()
+            .filter(|row| comparable(tables, row))
+            .map(|r| (r.delta_nll_ci_low, r.delta_nll_ci_high)),
+    )
+}
+
+fn rate(median: Option<f64>, sd: Option<f64>, decimals: usize) -> Cell {
+    match median {
+        None => Cell::new(ABSENT, ""),
+        Some(median) => Cell::new(
+            format::number(median, decimals),
+            sd.map(|sd| format::plus_minus(sd, decimals))
+                .unwrap_or_default(),
+        ),
+    }
+}
+
+fn rate_decimals<'a>(
+    rows: impl IntoIterator<Item = &'a ResultRow>,
+    value: fn(&ResultRow) -> Option<f64>,
+) -> usize {
+    rows.into_iter()
+        .filter_map(value)
+        .map(format::three_digits)
+        .max()
+        .unwrap_or(1)
+        .min(1)
+}
+
+/// The main table: one line per row of `results.csv`, failed ones included.
+pub fn results(tables: &Tables) -> Table {
+    let reference = &tables.info.reference;
+    let against = if reference.is_empty() {
+        "reference".to_string()
+    } else {
+        one_line(reference)
+    };
+    let unit = memory_unit(tables);
+    let perplexity = perplexity_decimals(tables);
+    let percent = result_percent_decimals(tables);
+    let prefill = rate_decimals(&tables.results, |r| r.prefill_tok_s);
+    let decode = rate_decimals(&tables.results, |r| r.decode_tok_s);
+    let columns = vec![
+        column("Precision", "", "precision", Kind::Word),
+        column("Perplexity", "", "ppl", Kind::Number),
+        column(
+            &format!("Change from {against}"),
+            "%, 95 % interval",
+            "change % [95 % interval]",
+            Kind::Number,
+        ),
+        column("Weights", "bits each", "bits/w", Kind::Number),
+        column(
+            "Peak memory",
+            unit.name,
+            &format!("peak {}", unit.name),
+            Kind::Number,
+        ),
+        column("Prefill", "tok/s", "prefill/s", Kind::Number),
+        column("Decode", "tok/s", "decode/s", Kind::Number),
+        column("Quantize", "s", "quant s", Kind::Number),
+        column("Status", "", "status", Kind::Prose),
+    ];
+    let rows = tables
+        .results
+        .iter()
+        .map(|row| {
+            let own_protocol = comparable(tables, row);
+            let change = if is_reference(tables, &row.precision) {
+                Cell::new(
+                    if row.perplexity.is_some() {
+                        "reference"
+                    } else {
+                        ABSENT
+                    },
+                    "",
+                )
+            } else if own_protocol {
+                change(
+                    row.delta_nll_nats,
+                    row.delta_nll_ci_low,
+                    row.delta_nll_ci_high,
+                    percent,
+                )
+            } else {
+                Cell::new(ABSENT, "")
+            };
+            Row {
+                failed: row.status != Status::Ok,
+                cells: vec![
+                    Cell::new(label(tables, row), ""),
+                    match row.perplexity {
+                        Some(value) if own_protocol => {
+                            Cell::new(format::number(value, perplexity), "")
+                        }
+                        Some(_) => Cell::new(ABSENT, one_line(&row.protocol)),
+                        None => Cell::new(ABSENT, ""),
+                    },
+                    change,
+                    Cell::optional(row.bits_per_weight.map(|b| format::number(b, 2))),
+                    Cell::optional(row.peak_memory_bytes.map(|b| unit.number(b))),
+                    rate(row.prefill_tok_s, row.prefill_tok_s_sd, prefill),
+                    rate(row.decode_tok_s, row.decode_tok_s_sd, decode),
+                    Cell::optional(row.quantize_s.map(format::seconds)),
+                    Cell::new(row.status.word(), one_line(&row.error)),
+                ],
+            }
+        })
+        .collect();
+    Table { columns, rows }
+}
+
+/// Perplexity by text domain; beside it the standard error for the reference and the change in %
+/// for all others.
+pub fn domains(tables: &Tables) -> Table {
+    let datasets = datasets(tables);
+    let decimals = perplexity_decimals(tables);
+    let percent =
+        percent_decimals(quality(tables).map(|r| (r.delta_nll_ci_low, r.delta_nll_ci_high)));
+    let mut labels: Vec<String> = Vec::new();
+    for row in quality(tables) {
+        let label = quality_label(tables, row);
+        if !labels.contains(&label) {
+            labels.push(label);
+        }
+    }
+    let mut columns = vec![column("Precision", "", "precision", Kind::Word)];
+    columns.extend(
+        datasets
+            .iter()
+            .map(|name| column(&one_line(name), "", name, Kind::Number)),
+    );
+    let rows = labels
+        .into_iter()
+        .map(|name| {
+            let mut cells = vec![Cell::new(name.clone(), "")];
+            for dataset in &datasets {
+                let row = quality(tables)
+                    .find(|r| r.dataset == *dataset && quality_label(tables, r) == name);
+                cells.push(match row {
+                    None => Cell::new(ABSENT, ""),
+                    Some(row) => {
+                        let extra = match row.delta_nll_nats {
+                            Some(delta) if !is_reference(tables, &row.precision) => {
+                                format!("{} %", format::signed(format::percent(delta), percent))
+                            }
+                            _ => row
+                                .perplexity_se
+                                .map(|se| format::plus_minus(se, 2))
+                                .unwrap_or_default(),
+                        };
+                        Cell::new(format::number(row.perplexity, decimals), extra)
+                    }
+                });
+            }
+            Row {
+                cells,
+                failed: false,
+            }
+        })
+        .collect();
+    Table { columns, rows }
+}
+
+/// Every pair of precisions over all texts, with what the interval allows to say.
+pub fn pairs(tables: &Tables) -> Table {
+    let protocol = protocol(tables);
+    let rows: Vec<_> = tables
+        .pairs
+        .iter()
+        .filter(|row| row.dataset == OVERALL && protocol.is_none_or(|p| row.protocol == p))
+        .collect();
+    let decimals = percent_decimals(
+        rows.iter()
+            .map(|r| (r.delta_nll_ci_low, r.delta_nll_ci_high)),
+    );
+    let columns = vec![
+        column("From", "", "from", Kind::Word),
+        column("To", "", "to", Kind::Word),
+        column(
+            "Change of perplexity",
+            "%, 95 % interval",
+            "change %",
+            Kind::Number,
+        ),
+        column("Reading", "", "reading", Kind::Word),
+    ];
+    let rows = rows
+        .into_iter()
+        .map(|row| {
+            let reading = match (row.delta_nll_ci_low, row.delta_nll_ci_high) {
+                (Some(low), _) if low > 0.0 => {
+                    format!("{} predicts worse", one_line(&row.precision_b))
+                }
+                (_, Some(high)) if high < 0.0 => {
+                    format!("{} predicts better", one_line(&row.precision_b))
+                }
+                (Some(_), Some(_)) => "no clear difference".into(),
+                _ => ABSENT.into(),
+            };
+            Row {
+                failed: false,
+                cells: vec![
+                    Cell::new(one_line(&row.precision_a), ""),
+                    Cell::new(one_line(&row.precision_b), ""),
+                    change(
+                        Some(row.delta_nll_nats),
+                        row.delta_nll_ci_low,
+                        row.delta_nll_ci_high,
+                        decimals,
+                    ),
+                    Cell::new(reading, ""),
+                ],
+            }
+        })
+        .collect();
+    Table { columns, rows }
+}
+
+/// A part of the peak memory: its name and its column.
+pub type Part = (&'static str, fn(&ResultRow) -> Option<u64>);
+
+/// The parts of the peak, in the order in which they are stacked.
+pub const PARTS: [Part; 6] = [
+    ("weights", |r| r.weight_bytes),
+    ("embeddings", |r| r.embedding_bytes),
+    ("KV cache", |r| r.kv_cache_bytes),
+    ("activations", |r| r.activation_peak_bytes),
+    ("workspace", |r| r.workspace_bytes),
+    ("other", |r| r.other_bytes),
+];
+
+/// Memory by part, for the rows that have any.
+pub fn memory(tables: &Tables) -> Table {
+    let unit = memory_unit(tables);
+    let mut columns = vec![column("Precision", "", "precision", Kind::Word)];
+    columns.extend(PARTS.map(|(name, _)| {
+        let mut head = name.to_string();
+        head[..1].make_ascii_uppercase();
+        column(&head, unit.name, name, Kind::Number)
+    }));
+    columns.push(column("Peak", unit.name, "peak", Kind::Number));
+    columns.push(column("Resident set", unit.name, "rss", Kind::Number));
+    let rows = tables
+        .results
+        .iter()
+        .filter(|row| row.peak_memory_bytes.is_some())
+        .map(|row| {
+            let bytes = |value: Option<u64>| Cell::optional(value.map(|b| unit.number(b)));
+            let mut cells = vec![Cell::new(label(tables, row), "")];
+            cells.extend(PARTS.map(|(_, part)| bytes(part(row))));
+            cells.push(bytes(row.peak_memory_bytes));
+            cells.push(bytes(row.peak_rss_bytes));
+            Row {
+                cells,
+                failed: false,
+            }
+        })
+        .collect();
+    Table { columns, rows }
+}
+
+/// The evaluation and calibration texts.
+pub fn texts(tables: &Tables) -> Table {
+    let columns = vec![
+        column("Text", "", "text", Kind::Word),
+        column("Use", "", "use", Kind::Word),
+        column("Tokens", "", "tokens", Kind::Number),
+        column("Windows", "", "windows", Kind::Number),
+        column("Bytes", "", "bytes", Kind::Number),
+        column("Licence", "", "licence", Kind::Word),
+        column("SHA-256", "", "sha256", Kind::Prose),
+    ];
+    let rows = tables
+        .info
+        .texts
+        .iter()
+        .map(|text| Row {
+            failed: false,
+            cells: vec![
+                Cell::new(one_line(&text.name), one_line(&text.title)),
+                Cell::new(one_line(&text.kind), ""),
+                Cell::new(format::count(text.tokens), ""),
+                Cell::new(format::count(text.windows), ""),
+                Cell::new(format::count(text.bytes), ""),
+                Cell::new(one_line(&text.licence), ""),
+                Cell::new(one_line(&text.sha256), ""),
+            ],
+        })
+        .collect();
+    Table { columns, rows }
+}
+
+/// Every parameter of every method, and the counts that it reported.
+pub fn methods(tables: &Tables) -> Table {
+    let columns = vec![
+        column("Precision", "", "precision", Kind::Word),
+        column("Parameters", "", "parameters", Kind::Prose),
+        column("Reported while quantizing", "", "notes", Kind::Prose),
+        column("Packed file", "SHA-256", "packed", Kind::Word),
+    ];
+    let rows = tables
+        .info
+        .cells
+        .iter()
+        .map(|cell| {
+            let parameters: Vec<String> = cell
+                .parameters
+                .iter()
+                .map(|(name, value)| format!("{name} = {}", json_text(value)))
+                .collect();
+            let notes: Vec<String> = cell
+                .notes
+                .iter()
+                .map(|(name, value)| format!("{name}: {}", format::number(*value, 0)))
+                .collect();
+            let or_absent = |text: String| if text.is_empty() { ABSENT.into() } else { text };
+            Row {
+                failed: false,
+                cells: vec![
+                    Cell::new(one_line(&cell.precision), ""),
+                    Cell::new(or_absent(one_line(&parameters.join(", "))), ""),
+                    Cell::new(or_absent(one_line(&notes.join(", "))), ""),
+                    Cell::new(or_absent(format::shortened(&cell.packed_sha256, 17)), ""),
+                ],
+            }
+        })
+        .collect();
+    Table { columns, rows }
+}
+
+pub(super) fn json_text(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,216 @@
+//! The files of a run: five CSV tables and `run.json`, read and written whole.
+//!
+//! A file is written beside its destination and then renamed, so a reader never meets half a
+//! table. Column names and their order come from the row structs alone.
+
+use super::record::{
+    METRICS_VERSION, PairRow, QualityRow, ResultRow, RunInfo, SampleRow, WindowRow,
+};
+use crate::{Error, Result};
+use serde::{Serialize, de::DeserializeOwned};
+use std::path::Path;
+
+/// Every row of a run, and what is not a row.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Tables {
+    pub results: Vec<ResultRow>,
+    pub quality: Vec<QualityRow>,
+    pub pairs: Vec<PairRow>,
+    pub windows: Vec<WindowRow>,
+    pub samples: Vec<SampleRow>,
+    pub info: RunInfo,
+}
+
+impl Tables {
+    /// Reads the run in `dir`. `results.csv` and `run.json` must be there; a run that was cut
+    /// short may lack the others.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let results = dir.join("results.csv");
+        if !results.exists() {
+            return Err(Error::file(
+                results,
+                "no such file, so this folder does not hold a run",
+                "give the folder that a run wrote (it holds results.csv and run.json)",
+            ));
+        }
+        Ok(Tables {
+            results: read_csv(&results)?,
+            quality: read_csv_if_there(&dir.join("quality.csv"))?,
+            pairs: read_csv_if_there(&dir.join("pairs.csv"))?,
+            windows: read_csv_if_there(&dir.join("windows.csv"))?,
+            samples: read_csv_if_there(&dir.join("samples.csv"))?,
+            info: read_info(&dir.join("run.json"))?,
+        })
+    }
+
+    /// Writes all six files into `dir`, which is made if need be.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir)
+            .map_err(|e| Error::io(dir, e, "choose a folder that can be written"))?;
+        write_csv(&dir.join("results.csv"), &self.results)?;
+        write_csv(&dir.join("quality.csv"), &self.quality)?;
+        write_csv(&dir.join("pairs.csv"), &self.pairs)?;
+        write_csv(&dir.join("windows.csv"), &self.windows)?;
+        write_csv(&dir.join("samples.csv"), &self.samples)?;
+        write_info(&dir.join("run.json"), &self.info)
+    }
+}
+
+/// Reads one CSV table. Columns are matched by name, so columns that a later version appended
+/// are ignored, and optional ones that an earlier version lacked are absent.
+pub fn read_csv<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e, "check the path"))?;
+    let mut reader = csv::Reader::from_reader(bytes.as_slice());
+    let header = reader
+        .headers()
+        .map_err(|e| damaged(path, &e, None))?
+        .clone();
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(|e| damaged(path, &e, None))?;
+        let row = record.deserialize(Some(&header));
+        rows.push(row.map_err(|e| damaged(path, &e, Some((&header, &record))))?);
+    }
+    Ok(rows)
+}
+
+fn read_csv_if_there<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    if path.exists() {
+        read_csv(path)
+    } else {
+        Ok(Vec::new())
+    }
+}
+
+/// Writes one CSV table; the header is there even without rows.
+pub fn write_csv<T: Serialize + Default>(path: &Path, rows: &[T]) -> Result<()> {
+    let to_csv = |rows: &[T]| -> std::result::Result<Vec<u8>, String> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        for row in rows {
+            writer.serialize(row).map_err(|e| e.to_string())?;
+        }
+        writer.into_inner().map_err(|e| e.to_string())
+    };
+    let bytes = if rows.is_empty() {
+        // The header is only known to serde once a row passes through it.
+        to_csv(&[T::default()]).map(|bytes| {
+            let end = bytes.iter().position(|&b| b == b'\n').map_or(0, |i| i + 1);
+            bytes[..end].to_vec()
+        })
+    } else {
+        to_csv(rows)
+    };
+    let bytes = bytes.map_err(|what| Error::file(path, what, "report this as a defect"))?;
+    write_whole(path, &bytes)
+}
+
+fn read_info(path: &Path) -> Result<RunInfo> {
+    let bytes = std::fs::read(path).map_err(|e| {
+        Error::io(
+            path,
+            e,
+            "run.json belongs to every run; copy it beside results.csv",
+        )
+    })?;
+    let info: RunInfo = serde_json::from_slice(&bytes).map_err(|e| {
+        Error::file(
+            path,
+            format!("line {}, column {}: {e}", e.line(), e.column()),
+            "restore the file as the run wrote it",
+        )
+    })?;
+    if info.metrics_version > METRICS_VERSION {
+        return Err(Error::file(
+            path,
+            format!(
+                "metrics version {} is newer than this program's {METRICS_VERSION}",
+                info.metrics_version
+            ),
+            "render it with the quantbench version named in the file",
+        ));
+    }
+    Ok(info)
+}
+
+fn write_info(path: &Path, info: &RunInfo) -> Result<()> {
+    let mut info = info.clone();
+    // JSON has no NaN or infinity: absent is better than a `null` that cannot be read back.
+    for cell in &mut info.cells {
+        cell.notes.retain(|_, value| value.is_finite());
+        cell.macro_perplexity = cell.macro_perplexity.filter(|value| value.is_finite());
+    }
+    let mut bytes = serde_json::to_vec_pretty(&info)
+        .map_err(|e| Error::file(path, e.to_string(), "report this as a defect"))?;
+    bytes.push(b'\n');
+    write_whole(path, &bytes)
+}
+
+/// Writes a file so that it is either the old one or the new one, never a part of it.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = beside(path);
+    std::fs::write(&temporary, bytes)
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .map_err(|e| {
+            let _ = std::fs::remove_file(&temporary);
+            Error::io(
+                path,
+                e,
+                "check that the folder exists, is writable and has space",
+            )
+        })
+}
+
+/// A name in the same folder (a rename across file systems is a copy), with the same extension
+/// (the PNG encoder chooses by it).
+pub(super) fn beside(path: &Path) -> std::path::PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{}.{name}", std::process::id()))
+}
+
+/// Says where a table is damaged: file, line, column.
+fn damaged(
+    path: &Path,
+    error: &csv::Error,
+    place: Option<(&csv::StringRecord, &csv::StringRecord)>,
+) -> Error {
+    let line = error
+        .position()
+        .or_else(|| place.and_then(|(_, record)| record.position()))
+        .map_or(1, csv::Position::line);
+    let what = match error.kind() {
+        csv::ErrorKind::Deserialize { err, .. } => match column_of(err, place) {
+            Some((number, name)) => {
+                format!("line {line}, column {number} (`{name}`): {}", err.kind())
+            }
+            // A column that is not there has no line of its own.
+            None => format!("line 1: {}", err.kind()),
+        },
+        csv::ErrorKind::UnequalLengths {
+            expected_len, len, ..
+        } => format!("line {line}: {len} columns where the header has {expected_len}"),
+        csv::ErrorKind::Utf8 { err, .. } => {
+            format!("line {line}, column {}: not UTF-8 text", err.field() + 1)
+        }
+        _ => format!("line {line}: {error}"),
+    };
+    Error::file(path, what, "restore the file as the run wrote it")
+}
+
+/// Number (from 1) and name of the column that could not be understood.
+fn column_of<'a>(
+    error: &csv::DeserializeError,
+    place: Option<(&'a csv::StringRecord, &csv::StringRecord)>,
+) -> Option<(usize, &'a str)> {
+    let (header, record) = place?;
+    let index = match error.field() {
+        Some(index) => usize::try_from(index).ok()?,
+        // An unknown word comes without a position; the message quotes it.
+        None => {
+            let message = error.kind().to_string();
+            record
+                .iter()
+                .position(|cell| message.contains(&format!("variant `{cell}`")))?
+        }
+    };
+    Some((index + 1, header.get(index)?))
+}

@@ -1,0 +1,81 @@
+//! Renders a run's files. Sees rows only: no weights, no models, no measurement.
+//!
+//! ```text
+//! results.csv quality.csv pairs.csv windows.csv samples.csv run.json
+//!   └► Tables ─┬► plots/     one file per plot, listed in PLOTS ─► *.svg *.png
+//!              └► content    tables and sentences, formatted once ─┬► index.html
+//!                                                                  ├► report.md
+//!                                                                  └► terminal summary
+//! ```
+
+pub mod content;
+pub mod csv;
+pub mod format;
+pub mod html;
+pub mod markdown;
+pub mod plots;
+pub mod record;
+pub mod terminal;
+
+pub use csv::Tables;
+
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// What [`render`] wrote, and what it could not draw.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Rendered {
+    /// The page to open.
+    pub html: PathBuf,
+    pub markdown: PathBuf,
+    /// Every `.svg` and `.png`.
+    pub plots: Vec<PathBuf>,
+    /// Plots without a drawable row: name and the sentence that stands in their place.
+    pub not_drawn: Vec<(String, String)>,
+}
+
+/// Removes the rendered pages of an earlier run, which would contradict the rows to come.
+pub fn clear(dir: &Path) -> Result<()> {
+    for name in ["index.html", "report.md"] {
+        let path = dir.join(name);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(path, e, "choose another folder with --out"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes the plots, `report.md` and `index.html` of the run in `dir`, from its files alone.
+///
+/// Works on whatever rows are there: a run that was cut short or whose cells failed gets a
+/// report that says so.
+pub fn render(dir: &Path) -> Result<Rendered> {
+    let tables = Tables::read(dir)?;
+    let figures = plots::figures(&tables)?;
+    let mut rendered = Rendered {
+        html: dir.join("index.html"),
+        markdown: dir.join("report.md"),
+        ..Rendered::default()
+    };
+    for figure in &figures {
+        match &figure.svg {
+            Some(svg) => rendered.plots.extend(figure.save(svg, &tables, dir)?),
+            None => {
+                // A picture of an earlier rendering would contradict the sentence.
+                figure.remove(dir)?;
+                rendered
+                    .not_drawn
+                    .push((figure.plot.name.to_string(), figure.caption.clone()));
+            }
+        }
+    }
+    csv::write_whole(
+        &rendered.markdown,
+        markdown::page(&tables, &figures).as_bytes(),
+    )?;
+    csv::write_whole(&rendered.html, html::page(&tables, &figures)?.as_bytes())?;
+    Ok(rendered)
+}

@@ -1,0 +1,141 @@
+//! The plots of a report. Adding one is its file and one line in [`PLOTS`].
+//!
+//! A plot turns rows into a [`Scene`] of plain shapes; `scene::paint` draws a scene with
+//! plotters, once for every backend. So a plot knows no file format, and its geometry can be
+//! tested without pixels.
+
+pub mod axis;
+pub mod domains;
+pub mod labels;
+pub mod memory_breakdown;
+pub mod pareto;
+pub mod quality_vs_memory;
+pub mod scatter;
+pub mod scene;
+pub mod speed_vs_memory;
+pub mod style;
+
+pub use scene::Scene;
+
+use super::content;
+use super::csv::{Tables, beside, write_whole};
+use super::record::{ResultRow, Status};
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// One plot.
+pub struct Plot {
+    /// File name without extension.
+    pub name: &'static str,
+    pub title: &'static str,
+    /// What is to be seen, how it was made, and which rows are missing.
+    pub caption: fn(&Tables) -> String,
+    /// Nothing where no row has the numbers that the plot needs.
+    pub draw: fn(&Tables) -> Option<Scene>,
+}
+
+/// Every plot, in the order of the report.
+pub static PLOTS: &[Plot] = &[
+    quality_vs_memory::PLOT,
+    speed_vs_memory::PLOT,
+    domains::PLOT,
+    memory_breakdown::PLOT,
+];
+
+/// A plot of one run, or the sentence in its place.
+pub struct Figure {
+    pub plot: &'static Plot,
+    pub caption: String,
+    /// Absent where there was nothing to draw.
+    pub svg: Option<String>,
+}
+
+/// All plots of a run.
+pub fn figures(tables: &Tables) -> Result<Vec<Figure>> {
+    PLOTS
+        .iter()
+        .map(|plot| {
+            let caption = (plot.caption)(tables);
+            let svg = match (plot.draw)(tables) {
+                Some(scene) => Some(scene::svg(&scene, plot.title, &caption)?),
+                None => None,
+            };
+            Ok(Figure { plot, caption, svg })
+        })
+        .collect()
+}
+
+impl Figure {
+    /// Writes `<name>.svg` and `<name>.png` into `dir` and names them.
+    pub fn save(&self, svg: &str, tables: &Tables, dir: &Path) -> Result<Vec<PathBuf>> {
+        let [svg_file, png_file] = self.files(dir);
+        write_whole(&svg_file, svg.as_bytes())?;
+        let mut written = vec![svg_file];
+        if let Some(scene) = (self.plot.draw)(tables) {
+            let temporary = beside(&png_file);
+            scene::png(&scene, &temporary)?;
+            std::fs::rename(&temporary, &png_file).map_err(|e| {
+                let _ = std::fs::remove_file(&temporary);
+                Error::io(&png_file, e, "check that the folder is writable")
+            })?;
+            written.push(png_file);
+        }
+        Ok(written)
+    }
+
+    /// Removes the files of an earlier rendering.
+    pub fn remove(&self, dir: &Path) -> Result<()> {
+        for file in self.files(dir) {
+            match std::fs::remove_file(&file) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io(&file, e, "remove this outdated file by hand"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn files(&self, dir: &Path) -> [PathBuf; 2] {
+        ["svg", "png"].map(|extension| dir.join(format!("{}.{extension}", self.plot.name)))
+    }
+}
+
+/// The rows that have what a plot needs, and the names of those left out, with the reason.
+fn split<T>(
+    tables: &Tables,
+    needed: impl Fn(&ResultRow) -> Option<T>,
+) -> (Vec<(&ResultRow, T)>, Vec<String>) {
+    let mut shown = Vec::new();
+    let mut left_out = Vec::new();
+    for row in &tables.results {
+        let value = match row.status {
+            Status::Ok => needed(row).ok_or("no value"),
+            status => Err(status.word()),
+        };
+        match value {
+            Ok(value) => shown.push((row, value)),
+            Err(why) => left_out.push(format!("{} ({why})", content::label(tables, row))),
+        }
+    }
+    (shown, left_out)
+}
+
+/// The end of a caption.
+fn not_shown(left_out: &[String]) -> String {
+    if left_out.is_empty() {
+        String::new()
+    } else {
+        format!(" Not shown: {}.", left_out.join(", "))
+    }
+}
+
+/// The caption of a plot without rows.
+fn nothing_to_draw(what: &str, left_out: &[String]) -> String {
+    format!("Not drawn: no row has {what}.{}", not_shown(left_out))
+}
+
+/// A finite number above zero, or nothing: plots have no place for others.
+fn positive(value: Option<f64>) -> Option<f64> {
+    value.filter(|v| v.is_finite() && *v > 0.0 && *v < 1e15)
+}

@@ -1,0 +1,254 @@
+//! The rows of a run. Field order is column order; an absent value is an empty cell.
+//!
+//! Definitions of every column are in README ("How to read the numbers"). Columns are only ever
+//! appended.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Raised when a definition changes so that old and new numbers do not compare.
+pub const METRICS_VERSION: u32 = 1;
+
+/// How a cell ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Ok,
+    Oom,
+    Killed,
+    Timeout,
+    Unsupported,
+    #[default]
+    Error,
+    Skipped,
+}
+
+impl Status {
+    /// The word used in files.
+    pub fn word(self) -> &'static str {
+        match self {
+            Status::Ok => "ok",
+            Status::Oom => "oom",
+            Status::Killed => "killed",
+            Status::Timeout => "timeout",
+            Status::Unsupported => "unsupported",
+            Status::Error => "error",
+            Status::Skipped => "skipped",
+        }
+    }
+}
+
+/// One row of `results.csv`: device × model × precision × KV cache × batch × context.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ResultRow {
+    pub run_id: String,
+    pub device: String,
+    pub model: String,
+    pub source_format: String,
+    pub precision: String,
+    pub method: String,
+    pub format: String,
+    pub weight_bits: Option<u32>,
+    pub group_size: Option<i64>,
+    pub activation_dtype: String,
+    pub kv_cache: String,
+    pub status: Status,
+    pub perplexity: Option<f64>,
+    pub perplexity_se: Option<f64>,
+    pub protocol: String,
+    pub dataset: String,
+    pub scored_tokens: Option<u64>,
+    pub delta_nll_nats: Option<f64>,
+    pub delta_nll_ci_low: Option<f64>,
+    pub delta_nll_ci_high: Option<f64>,
+    pub bits_per_byte: Option<f64>,
+    pub kl_mean_nats: Option<f64>,
+    pub kl_p99_nats: Option<f64>,
+    pub top1_agreement: Option<f64>,
+    pub batch: Option<u64>,
+    pub prompt_tokens: Option<u64>,
+    pub generated_tokens: Option<u64>,
+    pub prefill_tok_s: Option<f64>,
+    pub prefill_tok_s_sd: Option<f64>,
+    pub decode_tok_s: Option<f64>,
+    pub decode_tok_s_sd: Option<f64>,
+    pub ttft_s: Option<f64>,
+    pub prefill_kernel: String,
+    pub decode_kernel: String,
+    pub bits_per_weight: Option<f64>,
+    pub weight_bytes: Option<u64>,
+    pub embedding_bytes: Option<u64>,
+    pub kv_cache_bytes: Option<u64>,
+    pub activation_peak_bytes: Option<u64>,
+    pub workspace_bytes: Option<u64>,
+    pub other_bytes: Option<u64>,
+    pub peak_memory_bytes: Option<u64>,
+    pub peak_memory_method: String,
+    pub peak_rss_bytes: Option<u64>,
+    pub quantize_s: Option<f64>,
+    pub load_s: Option<f64>,
+    pub threads: Option<u64>,
+    pub seed: Option<u64>,
+    pub metrics_version: Option<u32>,
+    /// Plain-word warnings, joined with `; `.
+    pub warnings: String,
+    pub error: String,
+}
+
+/// One row of `quality.csv`; `dataset` is a set's name or `overall`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct QualityRow {
+    pub run_id: String,
+    pub device: String,
+    pub model: String,
+    pub precision: String,
+    pub kv_cache: String,
+    pub protocol: String,
+    pub dataset: String,
+    pub windows: u64,
+    pub scored_tokens: u64,
+    pub scored_bytes: u64,
+    pub nll_mean_nats: f64,
+    pub nll_se_nats: Option<f64>,
+    pub perplexity: f64,
+    pub perplexity_se: Option<f64>,
+    pub bits_per_byte: Option<f64>,
+    pub delta_nll_nats: Option<f64>,
+    pub delta_nll_ci_low: Option<f64>,
+    pub delta_nll_ci_high: Option<f64>,
+}
+
+/// One row of `pairs.csv`: mean NLL of `precision_b` minus that of `precision_a`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PairRow {
+    pub run_id: String,
+    pub protocol: String,
+    pub dataset: String,
+    pub precision_a: String,
+    pub precision_b: String,
+    pub delta_nll_nats: f64,
+    pub delta_nll_ci_low: Option<f64>,
+    pub delta_nll_ci_high: Option<f64>,
+}
+
+/// One row of `windows.csv`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WindowRow {
+    pub run_id: String,
+    pub precision: String,
+    pub kv_cache: String,
+    pub protocol: String,
+    pub dataset: String,
+    pub window: u64,
+    pub scored_tokens: u64,
+    pub nll_sum_nats: f64,
+}
+
+/// One row of `samples.csv`: one timed repetition of `prefill` or `decode`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SampleRow {
+    pub run_id: String,
+    pub precision: String,
+    pub kv_cache: String,
+    pub phase: String,
+    pub batch: u64,
+    pub context: u64,
+    pub rep: u64,
+    pub warmup: bool,
+    pub tokens: u64,
+    pub seconds: f64,
+}
+
+/// The machine a run was made on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    pub cpu: String,
+    pub cores: usize,
+    pub instruction_set: String,
+    pub last_level_cache_bytes: Option<u64>,
+    pub memory_bytes: Option<u64>,
+    pub os: String,
+    pub kernel: String,
+}
+
+/// The model a run measured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    pub name: String,
+    pub source: String,
+    pub source_format: String,
+    pub architecture: String,
+    pub parameters: u64,
+    pub body_parameters: u64,
+    pub layers: u64,
+    pub hidden_size: u64,
+    pub vocab_size: u64,
+    pub weights_sha256: String,
+    pub tokenizer_sha256: String,
+}
+
+/// One evaluation or calibration text, as it was used.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TextInfo {
+    pub name: String,
+    /// `evaluation` or `calibration`.
+    pub kind: String,
+    pub title: String,
+    pub file: String,
+    pub licence: String,
+    pub sha256: String,
+    pub bytes: u64,
+    pub tokens: u64,
+    /// Windows used, after `--limit`.
+    pub windows: u64,
+    pub ids_sha256: String,
+}
+
+/// What does not fit one flat row, per precision.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CellDetail {
+    pub precision: String,
+    pub kv_cache: String,
+    /// Every parameter of the method, defaults included.
+    pub parameters: BTreeMap<String, serde_json::Value>,
+    /// Counts that the method reported (damping retries, groups left unscaled, ...).
+    pub notes: BTreeMap<String, f64>,
+    pub quantize_peak_bytes: Option<u64>,
+    /// High-water marks of the measuring process by phase: `load`, `prefill`, `decode`,
+    /// `perplexity`.
+    pub peak_bytes_by_phase: BTreeMap<String, u64>,
+    /// What `other_bytes` consists of.
+    pub other_parts_bytes: BTreeMap<String, u64>,
+    pub packed_sha256: String,
+    pub macro_perplexity: Option<f64>,
+    pub started_at: String,
+    pub duration_s: f64,
+}
+
+/// Everything about a run that is not a table: `run.json`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    pub run_id: String,
+    /// RFC 3339, UTC.
+    pub started_at: String,
+    pub finished_at: String,
+    pub duration_s: f64,
+    /// The command as typed.
+    pub command: String,
+    pub quantbench_version: String,
+    pub git_commit: String,
+    pub metrics_version: u32,
+    /// The precision that differences refer to; empty with `--no-reference`.
+    pub reference: String,
+    pub host: Host,
+    pub model: ModelInfo,
+    pub texts: Vec<TextInfo>,
+    /// All options of the run with their values, defaults included.
+    pub options: BTreeMap<String, serde_json::Value>,
+    /// Precision ids in the order asked for.
+    pub precisions: Vec<String>,
+    pub cells: Vec<CellDetail>,
+    pub warnings: Vec<String>,
+    /// Whether every cell was reached (false after Ctrl-C or a crash).
+    pub complete: bool,
+}

@@ -1,0 +1,69 @@
+//! The machine that a run was made on.
+
+use crate::packed::cpu;
+use crate::report::record::Host;
+use std::fs::read_to_string;
+
+/// Reads what the operating system tells; what it does not tell is empty.
+pub fn describe() -> Host {
+    Host {
+        cpu: field("/proc/cpuinfo", "model name").unwrap_or_default(),
+        cores: cores(),
+        instruction_set: cpu::path().map_or(String::new(), |p| p.name().into()),
+        last_level_cache_bytes: last_level_cache_bytes(),
+        memory_bytes: meminfo_bytes("MemTotal"),
+        os: field_with('=', "/etc/os-release", "PRETTY_NAME")
+            .map(|s| s.trim_matches('"').to_string())
+            .unwrap_or_else(|| std::env::consts::OS.into()),
+        kernel: read_to_string("/proc/sys/kernel/osrelease")
+            .map(|s| s.trim().to_string())
+            .unwrap_or_default(),
+    }
+}
+
+/// Cores this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// Bytes that could be allocated now without swapping.
+pub fn available_memory_bytes() -> Option<u64> {
+    meminfo_bytes("MemAvailable")
+}
+
+/// Size of the largest cache of the first core.
+pub fn last_level_cache_bytes() -> Option<u64> {
+    (0..8)
+        .filter_map(|i| {
+            let path = format!("/sys/devices/system/cpu/cpu0/cache/index{i}/size");
+            let size = read_to_string(path).ok()?;
+            let size = size.trim();
+            let (number, unit) = size.split_at(size.len().checked_sub(1)?);
+            let unit: u64 = match unit {
+                "K" => 1 << 10,
+                "M" => 1 << 20,
+                _ => return size.parse().ok(),
+            };
+            Some(number.parse::<u64>().ok()? * unit)
+        })
+        .max()
+}
+
+fn meminfo_bytes(key: &str) -> Option<u64> {
+    let value = field("/proc/meminfo", key)?;
+    let kib: u64 = value.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+fn field(path: &str, key: &str) -> Option<String> {
+    field_with(':', path, key)
+}
+
+fn field_with(separator: char, path: &str, key: &str) -> Option<String> {
+    let text = read_to_string(path).ok()?;
+    let (_, value) = text
+        .lines()
+        .filter_map(|l| l.split_once(separator))
+        .find(|(k, _)| k.trim() == key)?;
+    Some(value.trim().to_string())
+}

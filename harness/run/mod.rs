@@ -1,0 +1,13 @@
+//! Runs cells in child processes and keeps their rows.
+//!
+//! Per precision a *quantize* child writes the packed file and a fresh *measure* child loads only
+//! that file and measures memory and quality; at the end *time* children take turns. A child that
+//! dies costs its own row and nothing else.
+
+pub mod child;
+pub mod host;
+pub mod job;
+pub mod progress;
+pub mod quantize;
+pub mod suite;
+pub mod worker;

@@ -1,0 +1,447 @@
+//! Walks a model block by block: calibrate, fold, quantize, pass on.
+//!
+//! Blocks are calibrated in order, each seeing the outputs of the already quantized blocks before
+//! it. Calibration is a [`PackedLinear`] that records its inputs and delegates, so the model has
+//! no hooks.
+
+use crate::formats::native::{self, PackedModel, module, weight_name};
+use crate::model::config::Config;
+use crate::model::decoder::{Block, Linear, Shared};
+use crate::model::kv_cache::{KvCache, KvPrecision, KvShape};
+use crate::model::rope::Rope;
+use crate::model::weights::WeightSource;
+use crate::packed::{FormatSpec, PackedLinear, Stored, dense::Dense};
+use crate::quant::{
+    Calibration, Group, LayerStats, Matrix, Member, Notes, QuantMethod, Role, StatsBuilder,
+};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use half::f16;
+use std::sync::{Arc, Mutex};
+
+/// A quantized model and what the method counted on the way.
+pub struct Quantized {
+    pub model: PackedModel,
+    pub notes: Notes,
+}
+
+/// Quantizes every block's linears; embedding, head and norms become F16.
+///
+/// `windows` are the calibration texts' ids; `progress(done, total)` is called per block.
+pub fn quantize(
+    source: &dyn WeightSource,
+    method: &dyn QuantMethod,
+    windows: &[Vec<u32>],
+    kv: KvPrecision,
+    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<Quantized> {
+    let config = source.config().clone();
+    let calibrated = method.calibration() == Calibration::Inputs;
+    if calibrated && windows.is_empty() {
+        return Err(Error::usage(
+            format!("{} needs calibration texts and there are none", method.id()),
+            "name texts of at least 512 tokens with --calibration",
+        ));
+    }
+    let mut model = PackedModel::new(
+        config.clone(),
+        method.id(),
+        method.method().into(),
+        method.parameters(),
+    );
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    let embedding = f16_tensor(source, native::EMBEDDING, &[vocab, hidden])?;
+    model.add_tensor(
+        native::FINAL_NORM,
+        f16_tensor(source, native::FINAL_NORM, &[hidden])?,
+    );
+    if !config.tied_head {
+        model.add_tensor(
+            native::HEAD,
+            f16_tensor(source, native::HEAD, &[vocab, hidden])?,
+        );
+    }
+    let mut flow = match calibrated {
+        true => Some(Flow::new(&config, &embedding, windows, kv)?),
+        false => None,
+    };
+    model.add_tensor(native::EMBEDDING, embedding);
+
+    let mut notes = Notes::new();
+    for layer in 0..config.layers {
+        progress(layer, config.layers)?;
+        let mut raw = RawBlock::read(source, &config, layer)?;
+        let mut stats = match &mut flow {
+            Some(flow) => flow.statistics(&raw)?.map(Some),
+            None => [const { None }; 4],
+        };
+        raw.fold(method, &mut stats, &mut notes)?;
+        let mut packed: Vec<Arc<dyn PackedLinear>> = vec![];
+        for (group, stats) in raw.groups.iter().zip(&stats) {
+            let linears = method.quantize(group, stats.as_ref(), &mut notes)?;
+            for (member, linear) in group.members.iter().zip(linears) {
+                model.add_linear(&member.name, linear.as_ref());
+                packed.push(linear.into());
+            }
+        }
+        let block = raw.block(packed)?;
+        for (name, gain) in [
+            (native::ATTENTION_NORM, &block.attention_norm),
+            (native::MLP_NORM, &block.mlp_norm),
+        ] {
+            model.add_tensor(&weight_name(&module(layer, name)), gain.clone());
+        }
+        let biased = raw.members().zip(block.linears());
+        for (member, bias) in biased.filter_map(|(m, l)| Some((m, l.bias.as_ref()?))) {
+            model.add_tensor(&format!("{}.bias", member.name), bias.clone());
+        }
+        if let Some(flow) = &mut flow
+            && layer + 1 < config.layers
+        {
+            flow.advance(&block)?;
+        }
+    }
+    progress(config.layers, config.layers)?;
+    Ok(Quantized { model, notes })
+}
+
+/// The four groups of a block, in the order of [`RawBlock::groups`].
+const QKV: usize = 0;
+const O: usize = 1;
+const GATE_UP: usize = 2;
+const DOWN: usize = 3;
+
+/// One block as the source has it, in F32.
+struct RawBlock {
+    groups: [Group; 4],
+    /// Biases of q, k, v; empty where the family has none.
+    biases: Vec<Vec<f32>>,
+    attention_norm: Vec<f32>,
+    mlp_norm: Vec<f32>,
+}
+
+impl RawBlock {
+    fn read(source: &dyn WeightSource, config: &Config, layer: usize) -> Result<Self> {
+        let hidden = config.hidden_size;
+        let q_width = config.heads * config.head_dim;
+        let kv_width = config.kv_heads * config.head_dim;
+        let ffn = config.intermediate_size;
+        let member = |name: &str, role, rows, cols| {
+            let name = module(layer, name);
+            let data = source.tensor(&weight_name(&name), &[rows, cols])?;
+            Ok::<_, Error>(Member {
+                name,
+                role,
+                weight: Matrix { rows, cols, data },
+            })
+        };
+        let group = |members, foldable| Group { members, foldable };
+        let norm = |name: &str| source.tensor(&weight_name(&module(layer, name)), &[hidden]);
+        let biases = if config.qkv_bias {
+            [("q", q_width), ("k", kv_width), ("v", kv_width)]
+                .into_iter()
+                .map(|(x, width)| {
+                    source.tensor(
+                        &module(layer, &format!("self_attn.{x}_proj.bias")),
+                        &[width],
+                    )
+                })
+                .collect::<Result<_>>()?
+        } else {
+            vec![]
+        };
+        Ok(RawBlock {
+            groups: [
+                group(
+                    vec![
+                        member("self_attn.q_proj", Role::Query, q_width, hidden)?,
+                        member("self_attn.k_proj", Role::Key, kv_width, hidden)?,
+                        member("self_attn.v_proj", Role::Value, kv_width, hidden)?,
+                    ],
+                    true,
+                ),
+                group(
+                    vec![member("self_attn.o_proj", Role::Output, hidden, q_width)?],
+                    // A narrower v_proj feeds several heads: no scale per input channel.
+                    config.heads == config.kv_heads,
+                ),
+                group(
+                    vec![
+                        member("mlp.gate_proj", Role::Gate, ffn, hidden)?,
+                        member("mlp.up_proj", Role::Up, ffn, hidden)?,
+                    ],
+                    true,
+                ),
+                group(
+                    vec![member("mlp.down_proj", Role::Down, hidden, ffn)?],
+                    true,
+                ),
+            ],
+            biases,
+            attention_norm: norm(native::ATTENTION_NORM)?,
+            mlp_norm: norm(native::MLP_NORM)?,
+        })
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        self.groups.iter().flat_map(|g| &g.members)
+    }
+
+    /// Lets the method choose scales per group, all from the block as it was calibrated, then
+    /// moves them: into the consumers' columns, out of the producer's rows or gains, and out of
+    /// the statistics.
+    fn fold(
+        &mut self,
+        method: &dyn QuantMethod,
+        stats: &mut [Option<LayerStats>; 4],
+        notes: &mut Notes,
+    ) -> Result<()> {
+        let mut scales = vec![];
+        for (group, stats) in self.groups.iter().zip(stats.iter()) {
+            scales.push(match group.foldable {
+                true => method.fold(group, stats.as_ref(), notes)?,
+                false => None,
+            });
+        }
+        for (g, scales) in scales.into_iter().enumerate() {
+            let Some(mut scales) = scales else { continue };
+            match g {
+                QKV => absorb_into_gain(&mut self.attention_norm, &mut scales),
+                GATE_UP => absorb_into_gain(&mut self.mlp_norm, &mut scales),
+                O => {
+                    let inverse: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
+                    self.groups[QKV].members[2].weight.scale_rows(&inverse);
+                    if let Some(bias) = self.biases.get_mut(2) {
+                        bias.iter_mut().zip(&inverse).for_each(|(b, s)| *b *= s);
+                    }
+                }
+                DOWN => {
+                    let inverse: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
+                    self.groups[GATE_UP].members[1].weight.scale_rows(&inverse);
+                }
+                _ => unreachable!("a block has four groups"),
+            }
+            self.groups[g].scale_inputs(&scales);
+            if let Some(stats) = &mut stats[g] {
+                *stats = stats.scaled(&scales);
+            }
+        }
+        Ok(())
+    }
+
+    /// The block over these linears (q, k, v, o, gate, up, down).
+    fn block(&self, linears: Vec<Arc<dyn PackedLinear>>) -> Result<Block> {
+        let mut linears = linears.into_iter();
+        let mut biases = self.biases.iter();
+        let mut next = |biased: bool| -> Result<Linear> {
+            let weight = linears.next().ok_or_else(|| {
+                Error::unsupported(
+                    "a method packed fewer linears than it was given",
+                    "report this defect",
+                )
+            })?;
+            let bias = match biased.then(|| biases.next()).flatten() {
+                Some(bias) => Some(to_f16(bias, &[bias.len()])?),
+                None => None,
+            };
+            Ok(Linear { weight, bias })
+        };
+        let gain = |values: &[f32]| to_f16(values, &[values.len()]);
+        Ok(Block {
+            attention_norm: gain(&self.attention_norm)?,
+            q: next(true)?,
+            k: next(true)?,
+            v: next(true)?,
+            o: next(false)?,
+            mlp_norm: gain(&self.mlp_norm)?,
+            gate: next(false)?,
+            up: next(false)?,
+            down: next(false)?,
+        })
+    }
+}
+
+/// Divides a norm's gain by the scales and replaces each scale by what the gain, stored in F16,
+/// really gives away, so that the fold itself costs no accuracy. Channels whose gain F16 cannot
+/// hold afterwards stay as they are.
+fn absorb_into_gain(gain: &mut [f32], scales: &mut [f32]) {
+    for (gain, scale) in gain.iter_mut().zip(scales) {
+        let folded = f16::from_f32(*gain / *scale).to_f32();
+        if folded.is_normal() {
+            *scale = *gain / folded;
+            *gain = folded;
+        } else {
+            *scale = 1.0;
+        }
+    }
+}
+
+/// The calibration texts on their way through the blocks.
+struct Flow {
+    config: Config,
+    rope: Rope,
+    cache: KvCache,
+    /// One `[1, tokens, hidden]` F32 residual stream per window.
+    streams: Vec<Tensor>,
+}
+
+impl Flow {
+    fn new(
+        config: &Config,
+        embedding: &Tensor,
+        windows: &[Vec<u32>],
+        kv: KvPrecision,
+    ) -> Result<Self> {
+        let device = Device::Cpu;
+        let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
+        let shape = KvShape {
+            layers: 1,
+            batch: 1,
+            capacity: longest,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+        };
+        let streams = windows
+            .iter()
+            .map(|ids| {
+                let ids = Tensor::from_slice(ids, ids.len(), &device)?;
+                Ok(embedding
+                    .index_select(&ids, 0)?
+                    .to_dtype(DType::F32)?
+                    .unsqueeze(0)?)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Flow {
+            config: config.clone(),
+            rope: Rope::new(config, longest, &device)?,
+            cache: KvCache::new(shape, kv, &device)?,
+            streams,
+        })
+    }
+
+    fn run(&self, block: &Block, stream: &Tensor) -> Result<Tensor> {
+        let shared = Shared {
+            config: &self.config,
+            rope: &self.rope,
+        };
+        block.forward(stream, &shared, &self.cache.layers[0], 0)
+    }
+
+    /// Statistics of the four groups' inputs, with the block in full precision.
+    fn statistics(&mut self, raw: &RawBlock) -> Result<[LayerStats; 4]> {
+        let mut recorders = vec![];
+        let mut linears: Vec<Arc<dyn PackedLinear>> = vec![];
+        for group in &raw.groups {
+            // The members share their input: the first one records it for all.
+            for (m, member) in group.members.iter().enumerate() {
+                let Matrix { rows, cols, data } = &member.weight;
+                let weight =
+                    Dense::from_tensor(Tensor::from_slice(data, (*rows, *cols), &Device::Cpu)?)?;
+                if m == 0 {
+                    let recorder = Arc::new(Recorder {
+                        inner: weight,
+                        stats: Mutex::new(Some(LayerStats::builder(*cols))),
+                    });
+                    recorders.push(recorder.clone());
+                    linears.push(recorder);
+                } else {
+                    linears.push(Arc::new(weight));
+                }
+            }
+        }
+        let block = raw.block(linears)?;
+        for stream in &self.streams {
+            self.run(&block, stream)?;
+        }
+        let mut stats = recorders.iter().map(|r| {
+            let builder = r.stats.lock().unwrap_or_else(|e| e.into_inner()).take();
+            builder.map(StatsBuilder::finish)
+        });
+        let mut next = || {
+            stats
+                .next()
+                .flatten()
+                .ok_or_else(|| Error::unsupported("a group recorded nothing", "report this defect"))
+        };
+        Ok([next()?, next()?, next()?, next()?])
+    }
+
+    /// Replaces every stream by what the (quantized) block makes of it.
+    fn advance(&mut self, block: &Block) -> Result<()> {
+        for i in 0..self.streams.len() {
+            self.streams[i] = self.run(block, &self.streams[i])?;
+        }
+        Ok(())
+    }
+}
+
+/// Records the inputs of the linear that it stands for.
+struct Recorder {
+    inner: Dense,
+    stats: Mutex<Option<StatsBuilder>>,
+}
+
+impl PackedLinear for Recorder {
+    fn shape(&self) -> (usize, usize) {
+        self.inner.shape()
+    }
+
+    fn spec(&self) -> FormatSpec {
+        self.inner.spec()
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut stats = self.stats.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(stats) = stats.as_mut() {
+            crate::model::decoder::with_f32(x, |x| stats.accumulate(x))?;
+        }
+        self.inner.forward(x)
+    }
+
+    fn dequantize(&self) -> Result<Vec<f32>> {
+        self.inner.dequantize()
+    }
+
+    fn stored(&self) -> Vec<Stored> {
+        self.inner.stored()
+    }
+
+    fn kernel(&self, rows: usize) -> String {
+        self.inner.kernel(rows)
+    }
+}
+
+fn f16_tensor(source: &dyn WeightSource, name: &str, shape: &[usize]) -> Result<Tensor> {
+    let values = source.tensor(name, shape)?;
+    if let Some(x) = values.iter().find(|x| !f16::from_f32(**x).is_finite()) {
+        return Err(Error::unsupported(
+            format!("tensor `{name}` holds {x}, which FP16 cannot"),
+            "embedding, norms and head are kept in FP16; use a checkpoint without such values",
+        ));
+    }
+    to_f16(&values, shape)
+}
+
+fn to_f16(values: &[f32], shape: &[usize]) -> Result<Tensor> {
+    let values: Vec<f16> = values.iter().map(|x| f16::from_f32(*x)).collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fold_into_a_gain_keeps_the_product() {
+        let before = [1.0f32, 0.3337, -2.0, 0.0, 1e-30, 60000.0];
+        let mut gain = before;
+        let mut scales = [3.0f32, 0.7, 1.9, 2.0, 5.0, 1e-3];
+        absorb_into_gain(&mut gain, &mut scales);
+        for ((before, after), scale) in before.iter().zip(&gain).zip(&scales) {
+            assert!((after * scale - before).abs() <= 1e-6 * before.abs());
+        }
+        assert_eq!(f16::from_f32(gain[1]).to_f32(), gain[1]);
+        // Zero, underflow and overflow leave the channel alone.
+        assert_eq!(scales[3..], [1.0, 1.0, 1.0]);
+    }
+}

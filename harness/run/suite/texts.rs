@@ -1,0 +1,107 @@
+//! Texts as they are used: tokenized, cut into windows, limited.
+
+use crate::data::Dataset;
+use crate::hash::sha256;
+use crate::model::tokenizer::Tokenizer;
+use crate::report::record::TextInfo;
+use crate::{Error, Result};
+
+/// A text with its tokens and the windows that will be used.
+pub(super) struct Text {
+    pub(super) info: TextInfo,
+    pub(super) ids: Vec<u32>,
+    pub(super) bytes: Vec<u32>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Text {
+    /// Tokenizes a set and cuts it into windows of `window` tokens.
+    pub(super) fn new(set: Dataset, tokenizer: &Tokenizer, window: usize) -> Result<Self> {
+        let encoding = tokenizer.encode(&set.text)?;
+        let bytes: Vec<u32> = (0..encoding.ids.len())
+            .map(|i| encoding.bytes(i..i + 1) as u32)
+            .collect();
+        let id_bytes: Vec<u8> = encoding.ids.iter().flat_map(|i| i.to_le_bytes()).collect();
+        let mut warnings = set.warnings();
+        let windows = encoding.ids.len() / window;
+        if windows == 0 {
+            warnings.push(format!(
+                "dataset `{}` has {} tokens, fewer than a window of {window}: not used",
+                set.manifest.name,
+                encoding.ids.len()
+            ));
+        }
+        let manifest = set.manifest;
+        Ok(Text {
+            info: TextInfo {
+                name: manifest.name,
+                kind: manifest.kind.to_string(),
+                title: manifest.title,
+                file: manifest.file,
+                licence: manifest.licence,
+                sha256: manifest.sha256,
+                bytes: set.text.len() as u64,
+                tokens: encoding.ids.len() as u64,
+                windows: windows as u64,
+                ids_sha256: sha256([id_bytes.as_slice()]),
+            },
+            ids: encoding.ids,
+            bytes,
+            warnings,
+        })
+    }
+}
+
+/// Reduces the windows of the texts to `limit` in all, as evenly as they allow.
+pub(super) fn spread(texts: &mut [Text], limit: Option<usize>) {
+    let Some(limit) = limit else { return };
+    let mut taken = vec![0; texts.len()];
+    let mut left = limit as u64;
+    while left > 0 {
+        let before = left;
+        for (taken, text) in taken.iter_mut().zip(texts.iter()) {
+            if left > 0 && *taken < text.info.windows {
+                *taken += 1;
+                left -= 1;
+            }
+        }
+        if left == before {
+            break;
+        }
+    }
+    for (taken, text) in taken.into_iter().zip(texts) {
+        text.info.windows = taken;
+    }
+}
+
+/// Tokens per calibration window.
+pub const CALIBRATION_WINDOW: usize = 512;
+
+/// Token ids of all windows, in the order of the texts.
+pub(super) fn windows_of(texts: &[Text]) -> Vec<Vec<u32>> {
+    texts
+        .iter()
+        .flat_map(|t| {
+            t.ids
+                .chunks_exact(CALIBRATION_WINDOW)
+                .take(t.info.windows as usize)
+        })
+        .map(<[u32]>::to_vec)
+        .collect()
+}
+
+/// A method that has seen the evaluation text would look better than it is.
+pub(super) fn refuse_shared_texts(evaluation: &[Text], calibration: &[Text]) -> Result<()> {
+    for e in evaluation {
+        if let Some(c) = calibration.iter().find(|c| c.info.sha256 == e.info.sha256) {
+            return Err(Error::usage(
+                format!(
+                    "`{}` is asked for as evaluation and `{}` as calibration, and they are one text",
+                    e.info.name, c.info.name
+                ),
+                "calibrate on another text (--calibration)",
+            ));
+        }
+    }
+    Ok(())
+}

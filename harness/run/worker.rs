@@ -1,0 +1,242 @@
+//! The child's side: reads one [`Job`] from standard input, answers with [`Event`]s.
+
+use super::job::{
+    Event, Job, MeasureJob, MemoryResult, QuantizeJob, QuantizeResult, TIME_ONCE, TimeJob,
+};
+use super::quantize::quantize;
+use crate::data::protocol::Protocol;
+use crate::formats::native::{self, Loaded};
+use crate::hash::sha256_of_file;
+use crate::measure::quality::{CachedDecoder, TokenStream, score_text};
+use crate::measure::speed::{Phase, Workload, run_once};
+use crate::memory::{Bracket, Usage, peak_rss_bytes};
+use crate::model::kv_cache::KvPrecision;
+use crate::model::weights;
+use crate::report::record::Status;
+use crate::{Error, Result, quant};
+use candle_core::Device;
+use std::collections::BTreeMap;
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+/// The hidden subcommand; returns the exit code.
+pub fn main() -> i32 {
+    die_with_parent();
+    keep_freed_memory();
+    let mut line = String::new();
+    let job = std::io::stdin()
+        .lock()
+        .read_line(&mut line)
+        .map_err(|e| e.to_string())
+        .and_then(|_| serde_json::from_str(&line).map_err(|e| e.to_string()));
+    drop(line);
+    // On a thread of the pool: a caller from outside would be one thread more than there are
+    // cores, and now and then share one with a thread that it waits for.
+    let result = rayon::ThreadPoolBuilder::new()
+        .build_global()
+        .map_err(|e| Error::unsupported(e.to_string(), "use fewer --threads"))
+        .and_then(|()| {
+            rayon::scope(|_| match job {
+                Ok(Job::Quantize(job)) => run_quantize(job),
+                Ok(Job::Measure(job)) => run_measure(job),
+                Ok(Job::Time(job)) => run_time(job),
+                Err(e) => Err(Error::usage(
+                    format!("the worker was given no job: {e}"),
+                    "start it through quantbench run",
+                )),
+            })
+        });
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            let status = match error {
+                Error::Unsupported { .. } => Status::Unsupported,
+                _ => Status::Error,
+            };
+            let message = error.to_string();
+            // If the parent is gone there is nobody left to tell.
+            let _ = send(&Event::Failed { status, message });
+            3
+        }
+    }
+}
+
+/// Ends this process when its parent ends, however that happened.
+fn die_with_parent() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: plain system call without pointers.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+    }
+}
+
+/// Makes the C library keep large freed blocks for the next activation of that size. By default
+/// it returns each to the system and pays page faults for it again, a tenth of the run's time.
+fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: sets two tuning parameters of the allocator, before other threads exist.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}
+
+fn send(event: &Event) -> Result<()> {
+    let gone = |e: std::io::Error| Error::io("standard output", e, "the parent process ended");
+    let mut line = serde_json::to_vec(event).map_err(|e| gone(e.into()))?;
+    line.push(b'\n');
+    let mut out = std::io::stdout().lock();
+    out.write_all(&line)
+        .and_then(|()| out.flush())
+        .map_err(gone)
+}
+
+fn run_quantize(job: QuantizeJob) -> Result<()> {
+    let bracket = Bracket::open();
+    let start = Instant::now();
+    let source = weights::open(job.model.as_deref())?;
+    let method = quant::parse(&job.precision)?;
+    let kv = KvPrecision::parse(&job.kv)?;
+    let quantized = quantize(
+        source.as_ref(),
+        method.as_ref(),
+        &job.calibration,
+        kv,
+        &mut |done, total| send(&Event::Progress { done, total }),
+    )?;
+    quantized.model.write(&job.output)?;
+    let result = QuantizeResult {
+        quantize_s: start.elapsed().as_secs_f64(),
+        peak_bytes: bracket.peak().total_bytes,
+        notes: quantized.notes,
+        packed_sha256: sha256_of_file(&job.output)
+            .map_err(|e| Error::io(&job.output, e, "it was just written; is the disk full?"))?,
+    };
+    send(&Event::Quantized(result))
+}
+
+/// Starts the thread pool, whose own memory then lies outside every bracket.
+fn warm_thread_pool() {
+    rayon::broadcast(|_| ());
+}
+
+fn run_measure(job: MeasureJob) -> Result<()> {
+    let kv = KvPrecision::parse(&job.kv)?;
+    let protocol = Protocol::parse(&job.protocol, 0)?;
+    let texts: Vec<(TokenStream, usize)> = job
+        .texts
+        .into_iter()
+        .map(|t| {
+            let stream = TokenStream {
+                ids: t.ids,
+                bytes: t.bytes,
+            };
+            (stream, t.windows)
+        })
+        .collect();
+    let workload = job.workload;
+    let positions = workload.positions().max(protocol.window);
+    warm_thread_pool();
+
+    let bracket = Bracket::open();
+    if let Some(limit) = job.memory_limit_bytes {
+        bracket.set_limit(limit);
+    }
+    let start = Instant::now();
+    let loaded = native::load(&job.packed, positions, &Device::Cpu)?;
+    let load_s = start.elapsed().as_secs_f64();
+    let memory = measure_memory(&loaded, &workload, kv, &bracket, load_s)?;
+    send(&Event::Memory(Box::new(memory)))?;
+
+    bracket.reset_peak();
+    let mut model = CachedDecoder {
+        cache: loaded.decoder.cache(1, protocol.window, kv)?,
+        decoder: &loaded.decoder,
+    };
+    for (text, (stream, windows)) in texts.iter().enumerate() {
+        score_text(&mut model, stream, &protocol, *windows, &mut |score| {
+            send(&Event::Window {
+                text,
+                score: *score,
+            })
+        })?;
+    }
+    send(&Event::Scored {
+        perplexity_peak_bytes: bracket.peak().total_bytes,
+    })
+}
+
+/// Runs the workload once and reads the counters at the end of each phase.
+fn measure_memory(
+    loaded: &Loaded,
+    workload: &Workload,
+    kv: KvPrecision,
+    bracket: &Bracket,
+    load_s: f64,
+) -> Result<MemoryResult> {
+    let decoder = &loaded.decoder;
+    let after_load = bracket.live();
+    let load_peak = bracket.peak();
+    let mut phases: Vec<(&str, Usage)> = vec![("load", load_peak)];
+
+    bracket.reset_peak();
+    let mut cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
+    run_once(decoder, &mut cache, workload, &mut |phase| {
+        let name = match phase {
+            Phase::Prefilled => "prefill",
+            Phase::Decoded => "decode",
+        };
+        phases.push((name, bracket.peak()));
+        bracket.reset_peak();
+    })?;
+    let highest = |of: fn(&Usage) -> usize| phases.iter().map(|(_, u)| of(u)).max().unwrap_or(0);
+    let other_bytes = highest(|u| u.other_bytes);
+    let rope_bytes = decoder.rope.bytes();
+    let first = &decoder.blocks[0].q.weight;
+    Ok(MemoryResult {
+        load_s,
+        spec: first.spec(),
+        bits_per_weight: decoder.bits_per_weight(),
+        weight_bytes: decoder.body_bytes(),
+        embedding_bytes: decoder.embedding_bytes(),
+        kv_cache_bytes: cache.bytes(),
+        activation_peak_bytes: highest(|u| u.activations_bytes),
+        workspace_peak_bytes: highest(|u| u.workspace_bytes),
+        other_bytes,
+        other_parts_bytes: BTreeMap::from([
+            ("rope_tables".to_string(), rope_bytes as u64),
+            (
+                "token_ids".to_string(),
+                other_bytes.saturating_sub(rope_bytes) as u64,
+            ),
+        ]),
+        peak_bytes: highest(|u| u.total_bytes),
+        peak_bytes_by_phase: phases
+            .iter()
+            .map(|(name, u)| (name.to_string(), u.total_bytes as u64))
+            .collect(),
+        loaded_bytes: after_load.total_bytes,
+        untagged_peak_bytes: highest(|u| u.untagged_bytes),
+        peak_rss_bytes: peak_rss_bytes(),
+        prefill_kernel: first.kernel(workload.batch() * workload.prompt_tokens()),
+        decode_kernel: first.kernel(workload.batch()),
+    })
+}
+
+fn run_time(job: TimeJob) -> Result<()> {
+    let kv = KvPrecision::parse(&job.kv)?;
+    let loaded = native::load(&job.packed, job.workload.positions(), &Device::Cpu)?;
+    let mut cache = loaded
+        .decoder
+        .cache(job.workload.batch(), job.workload.positions(), kv)?;
+    send(&Event::Ready)?;
+    for line in std::io::stdin().lock().lines() {
+        let line = line.map_err(|e| Error::io("standard input", e, "the parent process ended"))?;
+        if line != TIME_ONCE {
+            break;
+        }
+        let sample = run_once(&loaded.decoder, &mut cache, &job.workload, &mut |_| ())?;
+        send(&Event::Timed(sample))?;
+    }
+    Ok(())
+}

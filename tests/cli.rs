@@ -1,0 +1,522 @@
+//! The real binary, end to end: outputs, failures and exit codes.
+
+mod common;
+
+use common::{quantbench, quick_run, root, stderr, stdout};
+use quantbench::report::Tables;
+use quantbench::report::record::Status;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    let text = stderr(&output);
+    assert!(!text.contains("panicked"), "{text}");
+    output
+}
+
+/// Expects a refusal: exit code, words that must be in the message, and a way out (second line).
+fn refused(command: &mut Command, code: i32, words: &[&str]) {
+    let output = run(command);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for word in words {
+        assert!(text.contains(word), "`{word}` is missing in: {text}");
+    }
+    assert!(
+        text.trim_end().lines().count() >= 2,
+        "no way out in: {text}"
+    );
+}
+
+/// A folder with the embedded model's files, to be damaged.
+fn model_copy() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let source = root().join("datasets/embedded-model");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(source.join(name), dir.path().join(name)).unwrap();
+    }
+    dir
+}
+
+fn edit(path: &Path, from: &str, to: &str) {
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.contains(from), "{from}");
+    fs::write(path, text.replace(from, to)).unwrap();
+}
+
+const OUTPUTS: &[&str] = &[
+    "results.csv",
+    "quality.csv",
+    "pairs.csv",
+    "windows.csv",
+    "samples.csv",
+    "run.json",
+    "report.md",
+    "index.html",
+    "quality_vs_memory.svg",
+    "quality_vs_memory.png",
+    "speed_vs_memory.svg",
+    "memory_breakdown.png",
+    "domains.svg",
+];
+
+#[test]
+fn a_run_leaves_every_output_and_consistent_numbers() {
+    let out = tempfile::tempdir().unwrap();
+    let output = run(&mut quick_run(out.path()));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for name in OUTPUTS {
+        let size = fs::metadata(out.path().join(name)).unwrap().len();
+        assert!(size > 0, "{name} is empty");
+    }
+    let tables = Tables::read(out.path()).unwrap();
+    let ids: Vec<&str> = tables
+        .results
+        .iter()
+        .map(|r| r.precision.as_str())
+        .collect();
+    assert_eq!(ids, ["fp16", "fp8", "int8", "awq-int4", "gptq-int4"]);
+    assert!(tables.info.complete);
+    for row in &tables.results {
+        assert_eq!(row.status, Status::Ok, "{}", row.error);
+        let weights: f64 = row.weight_bytes.unwrap() as f64;
+        let bits = row.bits_per_weight.unwrap();
+        assert!(
+            (weights * 8.0 / tables.info.model.body_parameters as f64 / bits - 1.0).abs() < 1e-9
+        );
+        // The parts' own high-water marks bound the peak from above, the lasting ones from below.
+        let lasting =
+            row.weight_bytes.unwrap() + row.embedding_bytes.unwrap() + row.kv_cache_bytes.unwrap();
+        let parts = lasting
+            + row.activation_peak_bytes.unwrap()
+            + row.workspace_bytes.unwrap()
+            + row.other_bytes.unwrap();
+        let peak = row.peak_memory_bytes.unwrap();
+        assert!(lasting < peak, "{}", row.precision);
+        assert!(
+            peak as f64 <= 1.02 * parts as f64,
+            "{}: {peak} {parts}",
+            row.precision
+        );
+        assert_eq!(row.kl_mean_nats, None);
+        assert!(row.decode_tok_s.unwrap() > 0.0 && row.prefill_tok_s.unwrap() > 0.0);
+        assert_eq!(row.scored_tokens, Some(6 * 511));
+        assert!(
+            row.warnings.contains("last-level cache")
+                || tables.info.host.last_level_cache_bytes < Some(20 << 20)
+        );
+        let windows: f64 = tables
+            .windows
+            .iter()
+            .filter(|w| w.precision == row.precision)
+            .map(|w| w.nll_sum_nats)
+            .sum();
+        let perplexity = (windows / (6.0 * 511.0)).exp();
+        assert!((perplexity / row.perplexity.unwrap() - 1.0).abs() < 1e-12);
+    }
+    // Widths as the contract defines them.
+    let bits = |id: &str| {
+        tables
+            .results
+            .iter()
+            .find(|r| r.precision == id)
+            .unwrap()
+            .bits_per_weight
+            .unwrap()
+    };
+    assert_eq!(bits("fp16"), 16.0);
+    assert_eq!(bits("gptq-int4"), 4.15625);
+    assert_eq!(bits("awq-int4"), 4.15625);
+    // Every pair, on each text and on all.
+    assert_eq!(tables.pairs.len(), 10 * 7);
+    assert_eq!(tables.quality.len(), 5 * 7);
+    // Warm-ups are kept and marked; 3 phases of 2 repetitions and a warm-up each.
+    assert_eq!(tables.samples.len(), 5 * 3 * 3);
+    // The closing table shows what the files hold.
+    let shown = stdout(&output);
+    for row in &tables.results {
+        assert!(shown.contains(&row.precision), "{shown}");
+    }
+    // Nothing but results stays behind.
+    let hidden = fs::read_dir(out.path())
+        .unwrap()
+        .filter(|e| {
+            e.as_ref()
+                .unwrap()
+                .file_name()
+                .to_string_lossy()
+                .starts_with('.')
+        })
+        .count();
+    assert_eq!(hidden, 0);
+
+    // `report` gives the same page from the files alone.
+    let page = fs::read(out.path().join("index.html")).unwrap();
+    fs::remove_file(out.path().join("index.html")).unwrap();
+    fs::remove_file(out.path().join("domains.svg")).unwrap();
+    let again = run(quantbench().arg("report").arg(out.path()));
+    assert_eq!(again.status.code(), Some(0));
+    assert_eq!(fs::read(out.path().join("index.html")).unwrap(), page);
+    assert!(out.path().join("domains.svg").exists());
+}
+
+#[test]
+fn quality_does_not_depend_on_threads_or_repetition() {
+    let quality = |threads: &str| {
+        let out = tempfile::tempdir().unwrap();
+        let output = run(quick_run(out.path()).args([
+            "--threads",
+            threads,
+            "--precisions",
+            "fp16,int8,awq-int4,gptq-int4",
+        ]));
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let tables = Tables::read(out.path()).unwrap();
+        let packed: Vec<String> = tables
+            .info
+            .cells
+            .into_iter()
+            .map(|c| c.packed_sha256)
+            .collect();
+        let windows: Vec<f64> = tables.windows.iter().map(|w| w.nll_sum_nats).collect();
+        (packed, windows)
+    };
+    let one = quality("1");
+    assert_eq!(quality("2"), one);
+    assert_eq!(quality("2"), one);
+}
+
+#[test]
+fn the_reference_is_added_and_can_be_left_out() {
+    let out = tempfile::tempdir().unwrap();
+    let output = run(quick_run(out.path()).args(["--precisions", "int8"]));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let tables = Tables::read(out.path()).unwrap();
+    assert_eq!(tables.results.len(), 2);
+    assert_eq!(tables.results[0].precision, "fp16");
+    assert_eq!(tables.results[0].decode_tok_s, None);
+    assert!(tables.results[1].delta_nll_nats.is_some());
+
+    let output = run(quick_run(out.path()).args(["--precisions", "int8", "--no-reference"]));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let tables = Tables::read(out.path()).unwrap();
+    assert_eq!(tables.results.len(), 1);
+    assert_eq!(tables.results[0].delta_nll_nats, None);
+}
+
+#[test]
+fn wrong_arguments_are_refused_with_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    let short = dir.path().join("short.txt");
+    fs::write(&short, "a few words").unwrap();
+    let short = short.to_str().unwrap();
+    let cases: &[(&[&str], &[&str])] = &[
+        (
+            &["--precisions", "gptq-in4"],
+            &["unknown precision", "gptq-int4"],
+        ),
+        (&["--precisions", "awq-int5"], &["awq-int5"]),
+        (&["--reference", "nothing"], &["unknown precision"]),
+        (&["--kv", "int1"], &["KV cache", "fp16, fp32"]),
+        (&["--protocol", "mine"], &["protocol", "gptq-v1@N"]),
+        (&["--window", "1"], &["window of 1"]),
+        (
+            &["--protocol", "gptq-v1@256", "--window", "512"],
+            &["gptq-v1@256", "--window"],
+        ),
+        (&["--window", "4000"], &["1024", "--window"]),
+        (&["--reps", "0"], &["--reps 0"]),
+        (&["--batch", "0"], &["--batch 0"]),
+        (&["--gen-tokens", "0"], &["--gen-tokens 0"]),
+        (&["--limit", "0"], &["--limit 0"]),
+        (&["--threads", "0"], &["--threads 0"]),
+        (&["--datasets", "nosuchset"], &["nosuchset", "prose"]),
+        (&["--datasets", short], &["window of 512", "--window"]),
+        (&["--model", "/nosuch"], &["/nosuch"]),
+        (&["--tokenizer", "/nosuch.json"], &["/nosuch.json"]),
+        (&["--memory-limit", "12X"], &["12M"]),
+        (&["--nosuchflag"], &["--nosuchflag"]),
+        (
+            &["--out", "/proc/nosuch/out"],
+            &["/proc/nosuch/out", "--out"],
+        ),
+    ];
+    for (args, words) in cases {
+        let mut command = quantbench();
+        if !args.contains(&"--out") {
+            command.arg("--out").arg(out);
+        }
+        refused(command.args(*args), 2, words);
+    }
+    refused(quantbench().args(["report", "/nosuch"]), 2, &["/nosuch"]);
+    refused(quantbench().arg("report").arg(out), 2, &["results.csv"]);
+}
+
+#[test]
+fn damaged_and_foreign_models_are_refused() {
+    let out = tempfile::tempdir().unwrap();
+    let with = |model: &Path| {
+        let mut command = quick_run(out.path());
+        command.arg("--model").arg(model);
+        command
+    };
+
+    let dir = model_copy();
+    let weights = dir.path().join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&mut with(dir.path()), 2, &["model.safetensors"]);
+    fs::write(&weights, (1u64 << 60).to_le_bytes()).unwrap();
+    refused(&mut with(dir.path()), 2, &["model.safetensors"]);
+    fs::remove_file(&weights).unwrap();
+    refused(&mut with(dir.path()), 2, &["safetensors"]);
+
+    let dir = model_copy();
+    edit(
+        &dir.path().join("config.json"),
+        "\"hidden_size\": 256",
+        "\"hidden_size\": 512",
+    );
+    refused(&mut with(dir.path()), 2, &["expected", "512", "256"]);
+
+    let dir = model_copy();
+    fs::remove_file(dir.path().join("config.json")).unwrap();
+    refused(&mut with(dir.path()), 2, &["config.json"]);
+
+    let dir = model_copy();
+    fs::write(dir.path().join("config.json"), "{").unwrap();
+    refused(&mut with(dir.path()), 2, &["config.json"]);
+
+    let dir = model_copy();
+    edit(&dir.path().join("config.json"), "4096", "49152");
+    refused(&mut with(dir.path()), 2, &["49152"]);
+
+    for (name, content) in [
+        ("truncated.gguf", b"GGUF\x03\0\0\0".to_vec()),
+        (
+            "absurd.gguf",
+            [b"GGUF\x03\0\0\0".as_slice(), &[0xff; 64]].concat(),
+        ),
+        ("noise.bin", vec![7; 100]),
+    ] {
+        let file = dir.path().join(name);
+        fs::write(&file, content).unwrap();
+        refused(&mut with(&file), 2, &[name]);
+    }
+}
+
+#[test]
+fn an_already_quantized_folder_is_an_unsupported_row() {
+    let dir = model_copy();
+    edit(
+        &dir.path().join("config.json"),
+        "\"use_cache\"",
+        "\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 4}, \"use_cache\"",
+    );
+    let out = tempfile::tempdir().unwrap();
+    let output = run(quick_run(out.path())
+        .args(["--precisions", "fp16,int8", "--model"])
+        .arg(dir.path()));
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let tables = Tables::read(out.path()).unwrap();
+    assert_eq!(tables.results.len(), 2);
+    for row in &tables.results {
+        assert_eq!(row.status, Status::Unsupported);
+        assert!(row.error.contains("quantization_config"), "{}", row.error);
+    }
+    assert!(stdout(&output).contains("unsupported"));
+}
+
+#[test]
+fn a_text_shorter_than_a_window_is_a_warning_beside_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let short = dir.path().join("short.txt");
+    fs::write(&short, "a few words").unwrap();
+    let out = dir.path().join("out");
+    let sets = format!("prose,{}", short.display());
+    let output = run(quick_run(&out).args(["--precisions", "fp16", "--datasets", &sets]));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let tables = Tables::read(&out).unwrap();
+    assert!(
+        tables.results[0]
+            .warnings
+            .contains("fewer than a window of 512")
+    );
+}
+
+#[test]
+fn evaluation_text_is_not_taken_for_calibration() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("both.txt");
+    fs::write(&text, "Some words that repeat themselves. ".repeat(400)).unwrap();
+    let mut command = quick_run(&dir.path().join("out"));
+    command
+        .arg("--datasets")
+        .arg(&text)
+        .arg("--calibration")
+        .arg(&text);
+    refused(&mut command, 2, &["evaluation", "calibration"]);
+}
+
+#[test]
+fn a_memory_limit_ends_the_large_precision_only() {
+    let out = tempfile::tempdir().unwrap();
+    let output =
+        run(quick_run(out.path()).args(["--precisions", "fp16,rtn-int4", "--memory-limit", "12M"]));
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let tables = Tables::read(out.path()).unwrap();
+    assert_eq!(tables.results[0].status, Status::Oom);
+    assert!(
+        tables.results[0].error.contains("exceeds it by"),
+        "{}",
+        tables.results[0].error
+    );
+    assert_eq!(tables.results[0].perplexity, None);
+    assert_eq!(
+        tables.results[1].status,
+        Status::Ok,
+        "{}",
+        tables.results[1].error
+    );
+    assert!(tables.results[1].perplexity.is_some());
+    assert!(
+        fs::read_to_string(out.path().join("index.html"))
+            .unwrap()
+            .contains("oom")
+    );
+}
+
+#[test]
+fn a_timeout_is_a_row() {
+    let out = tempfile::tempdir().unwrap();
+    let output = run(quick_run(out.path()).args(["--precisions", "fp16", "--timeout", "0.01"]));
+    assert_eq!(output.status.code(), Some(3));
+    let tables = Tables::read(out.path()).unwrap();
+    assert_eq!(tables.results[0].status, Status::Timeout);
+}
+
+/// Process ids of a process's children.
+fn children(parent: u32) -> Vec<u32> {
+    fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))
+        .unwrap_or_default()
+        .split_whitespace()
+        .filter_map(|p| p.parse().ok())
+        .collect()
+}
+
+/// Starts a longer run and waits until the line of a stage appears.
+#[allow(clippy::zombie_processes)] // The callers wait for it.
+fn start_and_wait(out: &Path, stage: &str) -> (std::process::Child, Option<u32>) {
+    let log = fs::File::create(out.join("stderr.txt")).unwrap();
+    let process = quantbench()
+        .args([
+            "run",
+            "--precisions",
+            "rtn-int4,int8,fp16",
+            "--limit",
+            "60",
+            "--reps",
+            "2",
+        ])
+        .args(["--prompt-tokens", "16", "--gen-tokens", "4", "--out"])
+        .arg(out)
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    loop {
+        let log = fs::read_to_string(out.join("stderr.txt")).unwrap();
+        if log.contains(stage) {
+            // The next stage has just begun, or is about to: take its child.
+            if let Some(child) = children(process.id()).first() {
+                return (process, Some(*child));
+            }
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{log}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill")
+        .args([&format!("-{name}"), &pid.to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_killed_child_costs_its_own_row() {
+    let out = tempfile::tempdir().unwrap();
+    let (mut process, child) = start_and_wait(out.path(), "int8 quantize");
+    signal(child.unwrap(), "KILL");
+    let status = process.wait().unwrap();
+    let log = fs::read_to_string(out.path().join("stderr.txt")).unwrap();
+    assert_eq!(status.code(), Some(3), "{log}");
+    let tables = Tables::read(out.path()).unwrap();
+    let statuses: Vec<Status> = tables.results.iter().map(|r| r.status).collect();
+    assert_eq!(statuses, [Status::Ok, Status::Killed, Status::Ok], "{log}");
+    assert!(tables.results[1].error.contains("signal 9"));
+    assert_eq!(tables.results[1].perplexity, None);
+    for row in [&tables.results[0], &tables.results[2]] {
+        assert!(row.perplexity.is_some() && row.decode_tok_s.is_some());
+    }
+}
+
+#[test]
+fn ctrl_c_keeps_what_is_finished_and_says_how_to_go_on() {
+    let out = tempfile::tempdir().unwrap();
+    let (mut process, _) = start_and_wait(out.path(), "int8 quantize");
+    signal(process.id(), "INT");
+    let start = Instant::now();
+    let status = process.wait().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(10));
+    let log = fs::read_to_string(out.path().join("stderr.txt")).unwrap();
+    assert_eq!(status.code(), Some(3), "{log}");
+    assert!(
+        log.contains("Stopped") && log.contains("--precisions int8,fp16"),
+        "{log}"
+    );
+    let tables = Tables::read(out.path()).unwrap();
+    assert!(!tables.info.complete);
+    assert!(tables.results[0].perplexity.is_some());
+    assert_eq!(tables.results[2].status, Status::Skipped);
+    assert!(out.path().join("index.html").exists());
+}
+
+#[test]
+fn list_shows_the_registries() {
+    let output = run(quantbench().arg("list"));
+    assert_eq!(output.status.code(), Some(0));
+    let shown = stdout(&output);
+    for family in quantbench::quant::families() {
+        for listed in family.ids {
+            assert!(shown.contains(listed.id) && shown.contains(listed.about));
+        }
+    }
+    for word in [
+        "prose",
+        "calibration",
+        "gptq-v1@N",
+        "fp32",
+        "quality_vs_memory",
+    ] {
+        assert!(shown.contains(word), "{word}");
+    }
+    let precisions = stdout(&run(quantbench().args(["list", "precisions"])));
+    assert!(!precisions.contains("gptq-v1@N"));
+}
+
+#[test]
+fn quiet_prints_the_table_only() {
+    let out = tempfile::tempdir().unwrap();
+    let output = run(quick_run(out.path()).args(["--precisions", "fp16", "--quiet"]));
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(stderr(&output), "");
+    assert!(stdout(&output).contains("fp16"));
+}

@@ -1,0 +1,81 @@
+//! What several test programs need: packed models on disk, the SmolLM2 file, the real binary.
+
+#![allow(dead_code)]
+
+use quantbench::formats::native::{self, Loaded};
+use quantbench::model::kv_cache::KvPrecision;
+use quantbench::model::weights;
+use quantbench::quant;
+use quantbench::run::quantize::quantize;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The repository's root.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Packs a model at a precision that needs no calibration and loads it again.
+pub fn packed(model: Option<&Path>, precision: &str, positions: usize) -> Loaded {
+    let source = weights::open(model).unwrap();
+    let method = quant::parse(precision).unwrap();
+    let kv = KvPrecision::parse("fp16").unwrap();
+    let quantized = quantize(
+        source.as_ref(),
+        method.as_ref(),
+        &[],
+        kv,
+        &mut |_, _| Ok(()),
+    )
+    .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    quantized.model.write(&path).unwrap();
+    native::load(&path, positions, &candle_core::Device::Cpu).unwrap()
+}
+
+/// The SmolLM2 GGUF, or a printed reason why the test does not run. With
+/// `QUANTBENCH_REQUIRE_SMOLLM2` set its absence is a failure.
+pub fn smollm2(test: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("QUANTBENCH_SMOLLM2").map_or_else(
+        || root().join("models/smollm2-135m-instruct-q4_1.gguf"),
+        PathBuf::from,
+    );
+    if path.is_file() {
+        return Some(path);
+    }
+    assert!(
+        std::env::var_os("QUANTBENCH_REQUIRE_SMOLLM2").is_none(),
+        "{} is required and missing: run scripts/fetch-smollm2.sh",
+        path.display()
+    );
+    println!(
+        "SKIPPED: {test}: {} is missing; scripts/fetch-smollm2.sh fetches it",
+        path.display()
+    );
+    None
+}
+
+/// The real binary.
+pub fn quantbench() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_quantbench"))
+}
+
+/// A run that takes a second or two: few windows, short prompts.
+pub fn quick_run(out: &Path) -> Command {
+    let mut command = quantbench();
+    command
+        .args(["run", "--limit", "6", "--calibration-limit", "4"])
+        .args(["--prompt-tokens", "16", "--gen-tokens", "4", "--reps", "2"])
+        .arg("--out")
+        .arg(out);
+    command
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}

@@ -1,0 +1,183 @@
+//! The allocator's counts against what is known to be alive.
+
+mod common;
+
+use candle_core::Tensor;
+use common::packed;
+use quantbench::measure::speed::{Workload, run_once};
+use quantbench::memory::{self, Bracket, CountingAllocator, Part};
+use quantbench::model::kv_cache::KvPrecision;
+use quantbench::packed::{FormatSpec, PackedLinear, Stored};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// Counters are process-wide: these tests take turns.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+#[test]
+fn parts_and_marks_are_exact() {
+    let _alone = alone();
+    assert!(memory::installed());
+    let bracket = Bracket::open();
+    let weights = memory::scope(Part::Weights, || vec![1u8; 1000]);
+    let mut cache = memory::scope(Part::KvCache, || {
+        let mut v: Vec<u64> = Vec::with_capacity(10);
+        v.extend(0..10);
+        v
+    });
+    assert_eq!(bracket.live().weights_bytes, 1000);
+    assert_eq!(bracket.live().kv_cache_bytes, 80);
+    // A block keeps its part when it grows elsewhere, and when another scope frees it.
+    memory::scope(Part::Activations, || cache.reserve_exact(90));
+    assert_eq!(bracket.live().kv_cache_bytes, 800);
+    assert_eq!(bracket.live().activations_bytes, 0);
+    memory::scope(Part::Other, || drop(weights));
+    assert_eq!(bracket.live().weights_bytes, 0);
+    assert_eq!(bracket.peak().weights_bytes, 1000);
+    bracket.reset_peak();
+    assert_eq!(bracket.peak().weights_bytes, 0);
+    assert_eq!(bracket.peak().total_bytes, bracket.live().total_bytes);
+    drop(cache);
+    // Large alignments and zeroed blocks come back as they should.
+    let layout = std::alloc::Layout::from_size_align(300, 256).unwrap();
+    // SAFETY: allocated and freed with the same layout; 300 bytes are readable.
+    unsafe {
+        let p = std::alloc::alloc_zeroed(layout);
+        assert_eq!(p as usize % 256, 0);
+        assert!((0..300).all(|i| p.add(i).read() == 0));
+        std::alloc::dealloc(p, layout);
+    }
+    assert_eq!(bracket.live().total_bytes, 0);
+}
+
+#[test]
+fn scopes_nest_and_survive_a_panic() {
+    let _alone = alone();
+    let bracket = Bracket::open();
+    let outcome = std::panic::catch_unwind(|| {
+        // Not `panic!`: printing a backtrace allocates, and would be counted here.
+        memory::scope(Part::Workspace, || std::panic::resume_unwind(Box::new(())));
+    });
+    assert!(outcome.is_err());
+    drop(outcome);
+    let kept = memory::scope(Part::Other, || {
+        let inner = memory::scope(Part::Weights, || vec![0u8; 10]);
+        (inner, vec![0u8; 20])
+    });
+    let live = bracket.live();
+    assert_eq!((live.weights_bytes, live.other_bytes), (10, 20));
+    let after = vec![0u8; 30];
+    assert_eq!(bracket.live().workspace_bytes, 0);
+    drop((kept, after));
+}
+
+#[test]
+fn after_load_live_bytes_equal_the_stored_ones() {
+    let _alone = alone();
+    rayon::broadcast(|_| ());
+    for precision in ["fp16", "int8", "rtn-int4"] {
+        let bracket = Bracket::open();
+        let loaded = packed(None, precision, 320);
+        let live = bracket.live();
+        let decoder = &loaded.decoder;
+        let stored = decoder.body_bytes() + decoder.embedding_bytes() + decoder.rope.bytes();
+        let parts = live.weights_bytes + live.embeddings_bytes + live.other_bytes;
+        for (what, bytes) in [("parts", parts), ("total", live.total_bytes)] {
+            let ratio = bytes as f64 / stored as f64;
+            assert!((ratio - 1.0).abs() < 0.02, "{precision}: {what} {ratio}");
+        }
+        println!("{precision}: live {} stored {stored}", live.total_bytes);
+    }
+}
+
+/// Does what its linear does, and forgets a mebibyte the first time.
+struct Leaky {
+    inner: Arc<dyn PackedLinear>,
+    leaked: Mutex<bool>,
+}
+
+impl PackedLinear for Leaky {
+    fn shape(&self) -> (usize, usize) {
+        self.inner.shape()
+    }
+
+    fn spec(&self) -> FormatSpec {
+        self.inner.spec()
+    }
+
+    fn forward(&self, x: &Tensor) -> quantbench::Result<Tensor> {
+        let mut leaked = self.leaked.lock().unwrap();
+        if !*leaked {
+            std::mem::forget(vec![1u8; 1 << 20]);
+            *leaked = true;
+        }
+        self.inner.forward(x)
+    }
+
+    fn dequantize(&self) -> quantbench::Result<Vec<f32>> {
+        self.inner.dequantize()
+    }
+
+    fn stored(&self) -> Vec<Stored> {
+        self.inner.stored()
+    }
+
+    fn kernel(&self, rows: usize) -> String {
+        self.inner.kernel(rows)
+    }
+}
+
+#[test]
+fn a_planted_leak_raises_the_peak_by_its_size() {
+    let _alone = alone();
+    let mut loaded = packed(None, "int8", 40);
+    let workload = Workload::from_text(&[1, 2, 3, 4, 5], 1, 32, 8).unwrap();
+    let kv = KvPrecision::parse("fp16").unwrap();
+    rayon::broadcast(|_| ());
+    let mut peak = |leak: bool| {
+        if leak {
+            let first = &mut loaded.decoder.blocks[0].q;
+            first.weight = Arc::new(Leaky {
+                inner: first.weight.clone(),
+                leaked: Mutex::new(false),
+            });
+        }
+        let bracket = Bracket::open();
+        let mut cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
+        run_once(&loaded.decoder, &mut cache, &workload, &mut |_| ()).unwrap();
+        bracket.peak().total_bytes
+    };
+    peak(false);
+    let sound = peak(false);
+    let leaking = peak(true);
+    let raised = leaking as i64 - sound as i64;
+    println!("peak {sound} bytes, with the leak {leaking}");
+    assert!((raised - (1 << 20)).abs() < 16 * 1024, "raised by {raised}");
+}
+
+#[test]
+fn kernels_stay_within_a_tile_per_thread() {
+    let _alone = alone();
+    rayon::broadcast(|_| ());
+    let threads = rayon::current_num_threads();
+    for precision in ["fp16", "fp8", "int8", "rtn-int4", "rtn-int3"] {
+        let loaded = packed(None, precision, 300);
+        let workload = Workload::from_text(&[5, 6, 7], 1, 256, 4).unwrap();
+        let kv = KvPrecision::parse("fp16").unwrap();
+        let mut cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
+        let bracket = Bracket::open();
+        run_once(&loaded.decoder, &mut cache, &workload, &mut |_| ()).unwrap();
+        let workspace = bracket.peak().workspace_bytes;
+        println!("{precision}: workspace {workspace} bytes on {threads} threads");
+        assert!(workspace > 0, "{precision}: no workspace was counted");
+        assert!(
+            workspace <= threads * 256 * 1024,
+            "{precision}: {workspace}"
+        );
+    }
+}

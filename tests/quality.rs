@@ -1,0 +1,106 @@
+//! What precisions cost, measured by the real binary: the orderings that published results and
+//! the methods' definitions lead one to expect, with paired intervals.
+
+mod common;
+
+use common::{quantbench, smollm2, stderr};
+use quantbench::report::Tables;
+use std::path::Path;
+
+const PRECISIONS: &str = "fp32,fp16,fp8,int8,int8-tensor,rtn-int4,awq-int4,gptq-int4,\
+                          gptq-int4-ao,rtn-int3,awq-int3,gptq-int3";
+
+/// The pairwise differences of a run over all texts.
+struct Costs(Tables);
+
+impl Costs {
+    fn measure(model: Option<&Path>, limits: &[&str]) -> Self {
+        let out = tempfile::tempdir().unwrap();
+        let mut command = quantbench();
+        command
+            .args(["run", "--precisions", PRECISIONS, "--reps", "1"])
+            .args(["--prompt-tokens", "32", "--gen-tokens", "8", "--out"])
+            .arg(out.path())
+            .args(limits);
+        if let Some(model) = model {
+            command.arg("--model").arg(model);
+        }
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        println!("{}", common::stdout(&output));
+        Costs(Tables::read(out.path()).unwrap())
+    }
+
+    /// Mean NLL of `b` minus that of `a`, and its 95 % interval.
+    fn difference(&self, a: &str, b: &str) -> (f64, f64, f64) {
+        let rows = self.0.pairs.iter().filter(|p| p.dataset == "overall");
+        for p in rows {
+            let (low, high) = (p.delta_nll_ci_low.unwrap(), p.delta_nll_ci_high.unwrap());
+            if (p.precision_a.as_str(), p.precision_b.as_str()) == (a, b) {
+                return (p.delta_nll_nats, low, high);
+            }
+            if (p.precision_a.as_str(), p.precision_b.as_str()) == (b, a) {
+                return (-p.delta_nll_nats, -high, -low);
+            }
+        }
+        panic!("no pair {a}, {b}");
+    }
+
+    /// What must hold on every model; `beat_rtn_at_4_bits` names the methods that must not lose
+    /// to rounding at 4 bits. Returns the interval of `int8-tensor` against `int8`.
+    fn check(&self, beat_rtn_at_4_bits: &[&str]) -> (f64, f64) {
+        let show = |a: &str, b: &str| {
+            let (mean, low, high) = self.difference(a, b);
+            println!("{b} - {a}: {mean:+.5} [{low:+.5}, {high:+.5}] nats");
+            (mean, low, high)
+        };
+        let (rounding, _, _) = show("fp32", "fp16");
+        assert!(rounding.abs() < 1e-3, "fp16 against fp32: {rounding}");
+        for method in ["awq-int3", "gptq-int3"] {
+            let (_, _, high) = show("rtn-int3", method);
+            assert!(high < 0.0, "{method} does not beat rtn-int3");
+        }
+        for method in ["awq-int4", "gptq-int4", "gptq-int4-ao"] {
+            let (_, low, _) = show("rtn-int4", method);
+            let held = low <= 0.0 || !beat_rtn_at_4_bits.contains(&method);
+            assert!(held, "{method} is worse than rtn-int4");
+        }
+        let (floor, floor_low, _) = show("fp16", "rtn-int4");
+        assert!(floor_low > 0.0);
+        for (gentle, fraction) in [("int8", 0.1), ("fp8", 0.35)] {
+            let (cost, _, _) = show("fp16", gentle);
+            assert!(cost < fraction * floor, "{gentle} costs {cost} of {floor}");
+        }
+        let (mean, low, high) = show("int8", "int8-tensor");
+        assert!(
+            mean > 0.0,
+            "one scale per matrix costs less than one per channel"
+        );
+        (low, high)
+    }
+}
+
+#[test]
+fn methods_order_as_they_should_on_the_embedded_model() {
+    let methods = ["awq-int4", "gptq-int4", "gptq-int4-ao"];
+    // Its weights have few outliers: int8-tensor costs some 0.0002 nats more than int8, about
+    // what 147 windows can tell from zero, so that its interval is shown and not required here.
+    Costs::measure(None, &[]).check(&methods);
+}
+
+#[test]
+fn methods_order_as_they_should_on_smollm2() {
+    if let Some(model) = smollm2("methods_order_as_they_should_on_smollm2") {
+        // Enough text for the intervals to decide, little enough for a test.
+        let limits = ["--limit", "12", "--calibration-limit", "12"];
+        let costs = Costs::measure(Some(&model), &limits);
+        // Plain GPTQ loses to rounding here. One input channel of q, k and v is large on every
+        // token; the columns before it leave their errors in its weights, which harms the first
+        // token of a window, and all tokens attend to that one. Act-order is the known remedy.
+        let (low, _) = costs.check(&["awq-int4", "gptq-int4-ao"]);
+        assert!(
+            low > 0.0,
+            "one scale per matrix does not cost more than one per channel"
+        );
+    }
+}

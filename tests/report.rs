@@ -1,0 +1,762 @@
+//! The report from golden files: columns, round trips, plots, and that all renderings agree.
+//!
+//! `run` is a whole run of six precisions; `failed` was stopped, has an `oom` and a `killed`
+//! row, no reference and absent values.
+
+use quantbench::report::content::{self, Cell};
+use quantbench::report::plots::axis::Axis;
+use quantbench::report::plots::labels::{self, Rect, Surroundings};
+use quantbench::report::plots::pareto::{self, Better};
+use quantbench::report::plots::scene::{self, Shape};
+use quantbench::report::plots::{PLOTS, Scene, style};
+use quantbench::report::record::{ResultRow, RunInfo, Status};
+use quantbench::report::{self, Tables, format, markdown, terminal};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// The contract's columns, verbatim.
+const HEADERS: [(&str, &str); 5] = [
+    (
+        "results.csv",
+        "run_id,device,model,source_format,precision,method,format,weight_bits,group_size,activation_dtype,kv_cache,status,perplexity,perplexity_se,protocol,dataset,scored_tokens,delta_nll_nats,delta_nll_ci_low,delta_nll_ci_high,bits_per_byte,kl_mean_nats,kl_p99_nats,top1_agreement,batch,prompt_tokens,generated_tokens,prefill_tok_s,prefill_tok_s_sd,decode_tok_s,decode_tok_s_sd,ttft_s,prefill_kernel,decode_kernel,bits_per_weight,weight_bytes,embedding_bytes,kv_cache_bytes,activation_peak_bytes,workspace_bytes,other_bytes,peak_memory_bytes,peak_memory_method,peak_rss_bytes,quantize_s,load_s,threads,seed,metrics_version,warnings,error",
+    ),
+    (
+        "quality.csv",
+        "run_id,device,model,precision,kv_cache,protocol,dataset,windows,scored_tokens,scored_bytes,nll_mean_nats,nll_se_nats,perplexity,perplexity_se,bits_per_byte,delta_nll_nats,delta_nll_ci_low,delta_nll_ci_high",
+    ),
+    (
+        "pairs.csv",
+        "run_id,protocol,dataset,precision_a,precision_b,delta_nll_nats,delta_nll_ci_low,delta_nll_ci_high",
+    ),
+    (
+        "windows.csv",
+        "run_id,precision,kv_cache,protocol,dataset,window,scored_tokens,nll_sum_nats",
+    ),
+    (
+        "samples.csv",
+        "run_id,precision,kv_cache,phase,batch,context,rep,warmup,tokens,seconds",
+    ),
+];
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden/report")
+        .join(name)
+}
+
+fn tables(name: &str) -> Tables {
+    Tables::read(&golden(name)).expect("golden files are whole")
+}
+
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn text(path: impl AsRef<Path>) -> String {
+    std::fs::read_to_string(path).expect("a file that the report wrote")
+}
+
+/// A run of any size with plausible numbers.
+fn made_up(count: usize) -> Tables {
+    let mut tables = tables("run");
+    let base = tables.results[3].clone();
+    tables.results.truncate(1);
+    for i in 1..count {
+        let mut row = base.clone();
+        row.precision = format!("gptq-int4-g{}-long-id-{i}", 16 << (i % 4));
+        row.perplexity = Some(24.9 + 0.01 * (i % 5) as f64);
+        row.peak_memory_bytes = base.peak_memory_bytes.map(|b| b + 3000 * (i as u64 % 3));
+        tables.results.push(row);
+    }
+    tables
+}
+
+fn with_rows(rows: Vec<ResultRow>) -> Tables {
+    Tables {
+        results: rows,
+        info: RunInfo {
+            reference: "fp16".into(),
+            complete: true,
+            ..RunInfo::default()
+        },
+        ..Tables::default()
+    }
+}
+
+// ---- files ------------------------------------------------------------------------------
+
+#[test]
+fn columns_are_the_contracts() {
+    let dir = scratch();
+    for run in ["run", "failed"] {
+        tables(run).write(dir.path()).unwrap();
+        for (file, header) in HEADERS {
+            assert_eq!(
+                text(dir.path().join(file)).lines().next(),
+                Some(header),
+                "{file}"
+            );
+            assert_eq!(
+                text(golden(run).join(file)).lines().next(),
+                Some(header),
+                "{file}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_empty_table_still_has_its_header() {
+    let dir = scratch();
+    Tables::default().write(dir.path()).unwrap();
+    for (file, header) in HEADERS {
+        assert_eq!(text(dir.path().join(file)), format!("{header}\n"), "{file}");
+    }
+    assert_eq!(Tables::read(dir.path()).unwrap(), Tables::default());
+}
+
+#[test]
+fn files_survive_a_round_trip() {
+    let dir = scratch();
+    for run in ["run", "failed"] {
+        let before = tables(run);
+        before.write(dir.path()).unwrap();
+        assert_eq!(Tables::read(dir.path()).unwrap(), before);
+    }
+    let left: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| name.to_string_lossy().starts_with('.'))
+        .collect();
+    assert!(left.is_empty(), "temporary files stayed: {left:?}");
+}
+
+#[test]
+fn absent_stays_empty() {
+    let dir = scratch();
+    tables("failed").write(dir.path()).unwrap();
+    let file = text(dir.path().join("results.csv"));
+    let mut lines = file.lines().map(|line| line.split(',').collect::<Vec<_>>());
+    let header = lines.next().unwrap();
+    let oom = lines.next().unwrap();
+    for column in [
+        "perplexity",
+        "scored_tokens",
+        "peak_memory_bytes",
+        "decode_tok_s",
+    ] {
+        let at = header.iter().position(|name| *name == column).unwrap();
+        assert_eq!(oom[at], "", "{column}");
+    }
+    assert_eq!(tables("failed").results[0].status, Status::Oom);
+    assert_eq!(tables("failed").results[0].scored_tokens, None);
+}
+
+#[test]
+fn columns_of_other_versions_are_tolerated() {
+    let dir = scratch();
+    let before = tables("run");
+    before.write(dir.path()).unwrap();
+    let file = dir.path().join("results.csv");
+    let newer: String = text(&file)
+        .lines()
+        .enumerate()
+        .map(|(i, line)| format!("{line},{}\n", if i == 0 { "energy_j" } else { "1.5" }))
+        .collect();
+    std::fs::write(&file, newer).unwrap();
+    assert_eq!(Tables::read(dir.path()).unwrap(), before);
+
+    let pairs = dir.path().join("pairs.csv");
+    let older: String = text(&pairs)
+        .lines()
+        .map(|line| format!("{}\n", line.rsplit_once(',').unwrap().0))
+        .collect();
+    std::fs::write(&pairs, older).unwrap();
+    let read = Tables::read(dir.path()).unwrap();
+    assert!(read.pairs.iter().all(|row| row.delta_nll_ci_high.is_none()));
+    assert_eq!(read.pairs.len(), before.pairs.len());
+}
+
+#[test]
+fn damage_is_named_by_file_line_and_column() {
+    let dir = scratch();
+    let damage = |file: &str, change: &dyn Fn(String) -> String| {
+        tables("run").write(dir.path()).unwrap();
+        let path = dir.path().join(file);
+        std::fs::write(&path, change(text(&path))).unwrap();
+        let message = Tables::read(dir.path()).unwrap_err().to_string();
+        assert!(message.contains(file), "{message}");
+        message
+    };
+    let message = damage("results.csv", &|t| {
+        t.replacen(",ok,24.7342,", ",ok,much,", 1)
+    });
+    assert!(
+        message.contains("line 3") && message.contains("`perplexity`"),
+        "{message}"
+    );
+    let message = damage("results.csv", &|t| t.replacen(",ok,", ",fine,", 1));
+    assert!(
+        message.contains("line 2") && message.contains("`status`"),
+        "{message}"
+    );
+    let message = damage("quality.csv", &|t| format!("{t}a,b\n"));
+    assert!(
+        message.contains("line 44") && message.contains("2 columns"),
+        "{message}"
+    );
+    let message = damage("windows.csv", &|t| t.replacen("nll_sum_nats", "other", 1));
+    assert!(
+        message.contains("line 1") && message.contains("nll_sum_nats"),
+        "{message}"
+    );
+    let message = damage("run.json", &|t| t.replacen("\"complete\"", "\"comp", 1));
+    assert!(message.contains("line "), "{message}");
+
+    let empty = scratch();
+    let message = Tables::read(empty.path()).unwrap_err().to_string();
+    assert!(message.contains("results.csv"), "{message}");
+}
+
+// ---- plots ------------------------------------------------------------------------------
+
+/// Tags balance, attributes hold no impossible number, nothing but text lies outside tags.
+fn assert_xml(svg: &str) {
+    let mut open = Vec::new();
+    let mut rest = svg;
+    while let Some(start) = rest.find('<') {
+        let end = start + rest[start..].find('>').expect("a tag that ends");
+        let tag = &rest[start + 1..end];
+        assert!(!tag.contains('<'), "{tag}");
+        assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");
+        match (tag.strip_prefix('/'), tag.ends_with('/')) {
+            (Some(name), _) => assert_eq!(open.pop(), Some(name.trim()), "{tag}"),
+            (None, true) => {}
+            (None, false) => open.push(tag.split_whitespace().next().unwrap()),
+        }
+        rest = &rest[end + 1..];
+    }
+    assert!(open.is_empty(), "{open:?}");
+    for wrong in ["NaN", "inf", "-2147483648", "2147483647"] {
+        let in_attribute = svg.split('"').skip(1).step_by(2).any(|value| {
+            value
+                .split(|c: char| c.is_whitespace() || c == ',')
+                .any(|number| number == wrong)
+        });
+        assert!(!in_attribute, "{wrong}");
+    }
+}
+
+#[test]
+fn every_plot_draws_svg_and_png_with_text() {
+    let dir = scratch();
+    let tables = tables("run");
+    let names: BTreeSet<_> = PLOTS.iter().map(|plot| plot.name).collect();
+    assert_eq!(names.len(), PLOTS.len());
+    for plot in PLOTS {
+        let scene = (plot.draw)(&tables).unwrap_or_else(|| panic!("{} draws nothing", plot.name));
+        let svg = scene::svg(&scene, plot.title, &(plot.caption)(&tables)).unwrap();
+        assert_xml(&svg);
+        assert!(
+            svg.contains("role=\"img\"") && svg.contains("<title>"),
+            "{}",
+            plot.name
+        );
+        assert!(svg.contains(">\nawq-int4\n<"), "{}", plot.name);
+        inside_with_room(&scene, plot.name);
+
+        let file = dir.path().join(format!("{}.png", plot.name));
+        scene::png(&scene, &file).unwrap();
+        let bytes = std::fs::read(&file).unwrap();
+        assert!(bytes.starts_with(b"\x89PNG\r\n\x1a\n"), "{}", plot.name);
+        // Without its text the picture is a smaller file and has fewer inked pixels.
+        let mut bare = scene.clone();
+        bare.shapes.retain(|s| !matches!(s, Shape::Text { .. }));
+        assert!(
+            dark_pixels(&scene) > dark_pixels(&bare) + 500,
+            "{}",
+            plot.name
+        );
+    }
+}
+
+/// Pixels that carry ink, painted by the bitmap backend.
+fn dark_pixels(scene: &Scene) -> usize {
+    let (_, _, pixels) = scene::pixels(scene).unwrap();
+    pixels
+        .chunks(3)
+        .filter(|rgb| rgb.iter().all(|channel| *channel < 0x78))
+        .count()
+}
+
+/// No text leaves the picture.
+fn inside_with_room(scene: &Scene, name: &str) {
+    for shape in &scene.shapes {
+        if let Shape::Text {
+            at: (x, y),
+            text,
+            em,
+            align,
+            ..
+        } = shape
+        {
+            let width = scene::text_width(text, *em);
+            let left = match align {
+                scene::Align::Left => *x,
+                scene::Align::Centre => x - width / 2.0,
+                scene::Align::Right => x - width,
+            };
+            assert!(
+                left >= 0.0 && left + width <= scene.width && *y > 0.5 * em && *y < scene.height,
+                "{name}: `{text}` is clipped"
+            );
+        }
+    }
+}
+
+#[test]
+fn many_rows_and_long_names_stay_inside() {
+    for count in [1, 2, 3, 7, 12, 20, 40] {
+        let tables = made_up(count);
+        for plot in PLOTS {
+            if let Some(scene) = (plot.draw)(&tables) {
+                inside_with_room(&scene, plot.name);
+                assert_xml(&scene::svg(&scene, plot.title, "").unwrap());
+            }
+        }
+    }
+    let mut tables = tables("run");
+    tables.results[1].precision = "x".repeat(5000);
+    for plot in PLOTS {
+        if let Some(scene) = (plot.draw)(&tables) {
+            inside_with_room(&scene, plot.name);
+        }
+    }
+}
+
+#[test]
+fn impossible_numbers_are_left_out() {
+    let mut tables = tables("run");
+    for (row, value) in
+        tables
+            .results
+            .iter_mut()
+            .zip([f64::NAN, f64::INFINITY, 0.0, -3.0, 1e300, 25.0])
+    {
+        row.perplexity = Some(value);
+        row.decode_tok_s = Some(value);
+        row.delta_nll_ci_high = Some(value);
+    }
+    tables.quality[8].delta_nll_nats = Some(f64::NAN);
+    tables.quality[9].delta_nll_ci_low = Some(f64::NEG_INFINITY);
+    for plot in PLOTS {
+        let caption = (plot.caption)(&tables);
+        if let Some(scene) = (plot.draw)(&tables) {
+            assert_xml(&scene::svg(&scene, plot.title, &caption).unwrap());
+        }
+    }
+    assert!((PLOTS[0].caption)(&tables).contains("Not shown: fp16 (no value)"));
+    let dir = scratch();
+    tables.write(dir.path()).unwrap();
+    report::render(dir.path()).unwrap();
+}
+
+#[test]
+fn rows_that_are_missing_are_named() {
+    let caption = (PLOTS[0].caption)(&tables("failed"));
+    assert!(
+        caption.contains("Not shown: fp16 (oom), int8 (killed)."),
+        "{caption}"
+    );
+    // No reference, so the bars are of the other kind, and said to be.
+    assert!(caption.contains("1.96 standard errors"), "{caption}");
+    let caption = (PLOTS[0].caption)(&tables("run"));
+    assert!(caption.contains("difference to fp16"), "{caption}");
+    assert!(!caption.contains("1.96"), "{caption}");
+}
+
+#[test]
+fn two_protocols_never_share_an_axis() {
+    let mut tables = tables("run");
+    tables.results[2].protocol = "llamacpp-v1@512".into();
+    tables.results[2].perplexity = Some(17.0);
+    let scene = (PLOTS[0].draw)(&tables).unwrap();
+    let has = |name: &str| {
+        scene
+            .shapes
+            .iter()
+            .any(|s| matches!(s, Shape::Text { text, .. } if text == name))
+    };
+    assert!(has("fp8") && !has("int8"));
+    assert!(
+        content::notices(&tables)
+            .iter()
+            .any(|n| n.contains("2 protocols"))
+    );
+    let cells = &content::results(&tables).rows[2].cells;
+    assert_eq!(cells[1].text, format::ABSENT);
+}
+
+#[test]
+fn the_front_holds_what_nothing_beats() {
+    let points = [(1.0, 5.0), (2.0, 3.0), (3.0, 4.0), (4.0, 1.0), (2.0, 6.0)];
+    assert_eq!(pareto::front(&points, Better::Lower), [0, 1, 3]);
+    let points = [(1.0, 5.0), (2.0, 3.0), (3.0, 9.0), (4.0, 9.0)];
+    assert_eq!(pareto::front(&points, Better::Higher), [0, 2]);
+    // Equal points stay together; an equal y at more memory is beaten.
+    let points = [(1.0, 2.0), (1.0, 2.0), (1.0, 3.0), (2.0, 2.0)];
+    assert_eq!(pareto::front(&points, Better::Lower), [0, 1]);
+    assert_eq!(pareto::front(&[], Better::Lower), Vec::<usize>::new());
+    assert_eq!(
+        pareto::front(&[(f64::NAN, 1.0), (1.0, 1.0)], Better::Lower),
+        [1]
+    );
+}
+
+#[test]
+fn names_do_not_overlap() {
+    let points: Vec<_> = (0..9)
+        .map(|i| (100.0 + 9.0 * f64::from(i % 3), 200.0 + 8.0 * f64::from(i)))
+        .collect();
+    let sizes = vec![(70.0, 16.0); points.len()];
+    let solid: Vec<_> = points.iter().map(|p| Rect::around(*p, 8.0)).collect();
+    let around = Surroundings {
+        bounds: Rect {
+            left: 0.0,
+            top: 0.0,
+            right: 500.0,
+            bottom: 400.0,
+        },
+        solid: &solid,
+        lines: &[],
+        most_covered: 0.0,
+    };
+    let places = labels::place(&points, &sizes, &around).expect("room for nine names");
+    for (i, a) in places.iter().enumerate() {
+        assert!(
+            places[i + 1..].iter().all(|b| !a.rect.overlaps(&b.rect)),
+            "{i}"
+        );
+        assert!(solid.iter().all(|s| !a.rect.overlaps(s)), "{i}");
+    }
+    // In a box without room there is no answer, rather than a bad one.
+    let tight = Surroundings {
+        bounds: Rect::around((110.0, 230.0), 60.0),
+        ..around
+    };
+    assert_eq!(labels::place(&points, &sizes, &tight), None);
+}
+
+#[test]
+fn ticks_are_round_and_inside() {
+    for values in [
+        vec![24.7, 25.1],
+        vec![5.0],
+        vec![],
+        vec![0.0, 0.0],
+        vec![1e-7, 2e-7],
+        vec![1e14, 1.0],
+        vec![-3.0, 4.0],
+        vec![f64::NAN, 2.0],
+    ] {
+        let axis = Axis::covering(values.iter().copied(), 6);
+        assert!(axis.min < axis.max, "{values:?}");
+        assert!(
+            (2..=12).contains(&axis.ticks.len()),
+            "{values:?}: {:?}",
+            axis.ticks
+        );
+        let slack = 1e-6 * (axis.max - axis.min);
+        assert!(
+            axis.ticks
+                .iter()
+                .all(|t| *t >= axis.min - slack && *t <= axis.max + slack)
+        );
+        let labels: BTreeSet<_> = axis.ticks.iter().map(|t| axis.label(*t)).collect();
+        assert_eq!(labels.len(), axis.ticks.len(), "{values:?}");
+    }
+}
+
+#[test]
+fn a_precision_keeps_its_style() {
+    let all = style::styles(["fp16", "fp8", "int8", "awq-int4", "gptq-int4", "rtn-int4"]);
+    let some = style::styles(["gptq-int4", "fp16"]);
+    assert_eq!(all["gptq-int4"], some["gptq-int4"]);
+    for (i, (name, a)) in all.iter().enumerate() {
+        assert!(
+            all.values()
+                .skip(i + 1)
+                .all(|b| a.color != b.color && a.marker != b.marker),
+            "{name}"
+        );
+    }
+    let variants = style::styles(["gptq-int4", "gptq-int4-g64", "gptq-int3"]);
+    assert_eq!(variants["gptq-int4"].color, variants["gptq-int3"].color);
+    assert_ne!(variants["gptq-int4"].marker, variants["gptq-int3"].marker);
+    let many: Vec<String> = (0..40).map(|i| format!("gptq-int4-g{i}")).collect();
+    let many = style::styles(many.iter().map(String::as_str));
+    let different: BTreeSet<_> = many
+        .values()
+        .map(|s| (style::hex(s.color), s.marker))
+        .collect();
+    assert_eq!(different.len(), 40);
+}
+
+// ---- renderings -------------------------------------------------------------------------
+
+#[test]
+fn all_renderings_show_the_same_numbers() {
+    for run in ["run", "failed"] {
+        let dir = scratch();
+        let tables = tables(run);
+        tables.write(dir.path()).unwrap();
+        let rendered = report::render(dir.path()).unwrap();
+        let html = text(rendered.html);
+        let markdown = text(rendered.markdown);
+        let terminal = terminal::summary(&tables);
+        let results = content::results(&tables);
+        for row in &results.rows {
+            let name = &row.cells[0].text;
+            let line = |text: &str, start: &str| {
+                text.lines()
+                    .find(|l| l.starts_with(start))
+                    .unwrap_or_else(|| panic!("no line for {name}"))
+                    .to_string()
+            };
+            let markdown_line = line(&markdown, &format!("| {name} |"));
+            let terminal_line = line(&terminal, &format!("{name} "));
+            for (i, Cell { text, extra }) in row.cells.iter().enumerate() {
+                assert!(html.contains(&format!(">{text}")), "{name}: {text}");
+                assert!(extra.is_empty() || html.contains(extra), "{name}: {extra}");
+                let plain = format!("{text} {extra}");
+                let escaped = plain.trim().replace('[', "\\[").replace(']', "\\]");
+                assert!(markdown_line.contains(&escaped), "{name}: {escaped}");
+                let is_status = i + 1 == row.cells.len();
+                if row.failed == is_status {
+                    assert!(
+                        terminal_line.contains(&format::ascii(text)),
+                        "{terminal_line}"
+                    );
+                }
+            }
+        }
+        let headline = content::headline(&tables);
+        assert!(
+            html.contains(&headline) && markdown.contains(&headline),
+            "{headline}"
+        );
+    }
+}
+
+#[test]
+fn the_terminal_table_is_narrow_and_ascii() {
+    for tables in [
+        tables("run"),
+        tables("failed"),
+        made_up(20),
+        Tables::default(),
+    ] {
+        let summary = terminal::summary(&tables);
+        assert!(summary.is_ascii(), "{summary}");
+        assert!(
+            summary.lines().all(|l| l.len() <= terminal::WIDTH),
+            "{summary}"
+        );
+        assert!(!summary.contains('?'), "{summary}");
+    }
+    let failed = terminal::summary(&tables("failed"));
+    assert!(
+        failed.contains("oom: the memory limit of 12 MiB"),
+        "{failed}"
+    );
+    assert!(failed.contains("killed: the measuring process"), "{failed}");
+    let mut hostile = tables("run");
+    hostile.results[0].precision = "fp16\x1b[2J\x07".into();
+    assert!(!terminal::summary(&hostile).contains('\x1b'));
+}
+
+#[test]
+fn the_page_needs_nothing_else() {
+    let dir = scratch();
+    tables("run").write(dir.path()).unwrap();
+    let rendered = report::render(dir.path()).unwrap();
+    assert_eq!(rendered.plots.len(), 2 * PLOTS.len());
+    assert!(rendered.plots.iter().all(|file| file.exists()));
+    let html = text(rendered.html).replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
+    for request in [
+        "http://", "https://", "src=", "<script", "<link", "@import", "url(",
+    ] {
+        assert!(!html.contains(request), "{request}");
+    }
+    for link in html.split("href=\"").skip(1) {
+        let file = link.split('"').next().unwrap();
+        assert!(
+            dir.path().join(file).exists(),
+            "{file} is linked but not there"
+        );
+    }
+    for part in [
+        "24.700",
+        "gptq-v1@512",
+        "CC0-1.0",
+        "i4g-avx2",
+        "quantbench run",
+        "24\u{202f}528",
+    ] {
+        assert!(html.contains(part), "{part}");
+    }
+}
+
+#[test]
+fn hostile_names_are_only_text() {
+    let nasty = "<script>alert('1')</script>\"|`&\u{1}\n";
+    let mut tables = tables("run");
+    tables.info.model.name = nasty.into();
+    tables.info.command = nasty.into();
+    tables.info.warnings = vec![nasty.into()];
+    tables.info.texts[0].licence = nasty.into();
+    tables.info.options.insert(nasty.into(), nasty.into());
+    tables.results[0].error = nasty.into();
+    for row in &mut tables.results[2..4] {
+        row.precision += nasty;
+        row.prefill_kernel = nasty.into();
+    }
+    for row in &mut tables.quality {
+        row.dataset += nasty;
+    }
+    let dir = scratch();
+    tables.write(dir.path()).unwrap();
+    let rendered = report::render(dir.path()).unwrap();
+    for file in rendered
+        .plots
+        .iter()
+        .filter(|f| f.extension().is_some_and(|e| e == "svg"))
+    {
+        let svg = text(file);
+        assert!(!svg.contains("<script") && !svg.contains('\u{1}'));
+        assert_xml(&svg);
+    }
+    assert!(!text(rendered.html).contains("<script"));
+    let markdown = text(rendered.markdown);
+    let outside_code: String = markdown
+        .lines()
+        .filter(|l| !l.starts_with("    "))
+        .collect();
+    assert!(!outside_code.contains("<script"));
+    let widths: BTreeSet<usize> = markdown::table(&content::results(&tables))
+        .lines()
+        .map(|line| line.replace("\\|", "").matches('|').count())
+        .collect();
+    assert_eq!(widths.len(), 1, "a cell broke the table");
+}
+
+#[test]
+fn partial_runs_render() {
+    let failed_row = |precision: &str, status| ResultRow {
+        precision: precision.into(),
+        status,
+        error: "it did not end well".into(),
+        ..ResultRow::default()
+    };
+    let ok_row = tables("run").results[0].clone();
+    let cases = [
+        ("zero rows", with_rows(vec![]), 0),
+        ("one row", with_rows(vec![ok_row.clone()]), 3),
+        (
+            "no numbers",
+            with_rows(vec![ResultRow {
+                status: Status::Ok,
+                ..ResultRow::default()
+            }]),
+            0,
+        ),
+        (
+            "all failed",
+            with_rows(vec![
+                failed_row("fp16", Status::Oom),
+                failed_row("int8", Status::Timeout),
+            ]),
+            0,
+        ),
+        ("failed golden run", tables("failed"), 3),
+    ];
+    for (name, tables, drawn) in cases {
+        let dir = scratch();
+        tables.write(dir.path()).unwrap();
+        // What a run wrote before it was stopped may be less than six files.
+        for file in ["quality.csv", "pairs.csv", "windows.csv", "samples.csv"] {
+            if tables.quality.is_empty() {
+                std::fs::remove_file(dir.path().join(file)).unwrap();
+            }
+        }
+        let rendered = report::render(dir.path()).unwrap();
+        assert_eq!(rendered.plots.len(), 2 * drawn, "{name}");
+        assert_eq!(rendered.not_drawn.len(), PLOTS.len() - drawn, "{name}");
+        let html = text(&rendered.html);
+        for (plot, sentence) in &rendered.not_drawn {
+            assert!(sentence.starts_with("Not drawn"), "{name}");
+            assert!(html.contains(sentence.as_str()), "{name}");
+            assert!(!dir.path().join(format!("{plot}.svg")).exists(), "{name}");
+        }
+        for row in tables.results.iter().filter(|r| r.status != Status::Ok) {
+            assert!(
+                html.contains(row.status.word()) && html.contains(&row.error),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_outdated_plot_is_removed() {
+    let dir = scratch();
+    tables("run").write(dir.path()).unwrap();
+    report::render(dir.path()).unwrap();
+    assert!(dir.path().join("domains.png").exists());
+    with_rows(vec![]).write(dir.path()).unwrap();
+    report::render(dir.path()).unwrap();
+    assert!(!dir.path().join("domains.png").exists());
+}
+
+#[test]
+fn the_headline_says_only_what_the_rows_hold() {
+    let headline = content::headline(&tables("run"));
+    assert_eq!(
+        headline,
+        "awq-int4 needs 52 % of fp16’s peak memory and decodes at 2.1× its speed; its perplexity \
+         is 1.08 % higher (95 % interval +0.80 to +1.37 %)."
+    );
+    assert!(content::headline(&tables("failed")).contains("fp16 has no result"));
+    let mut far = tables("run");
+    for row in &mut far.results {
+        row.delta_nll_nats = row.delta_nll_nats.map(|d| d + 1.0);
+    }
+    assert!(content::headline(&far).contains("none is both smaller"));
+    let notices = content::notices(&tables("failed"));
+    assert!(notices[0].contains("gptq-int4, rtn-int4"), "{notices:?}");
+}
+
+// ---- numbers ----------------------------------------------------------------------------
+
+#[test]
+fn digits_follow_from_the_uncertainty() {
+    assert_eq!(format::decimals_for(0.012), Some(3));
+    assert_eq!(format::decimals_for(0.05), Some(2));
+    assert_eq!(format::decimals_for(14.0), Some(0));
+    assert_eq!(format::decimals_for(0.0), None);
+    assert_eq!(format::decimals_for(f64::NAN), None);
+    assert_eq!(format::number(-0.0001, 2), "0.00");
+    assert_eq!(format::number(-1.25, 1), "−1.2");
+    assert_eq!(format::signed(0.001, 2), "0.00");
+    assert_eq!(format::signed(1.5, 1), "+1.5");
+    assert_eq!(format::number(f64::NAN, 1), "not a number");
+    assert_eq!(format::number(f64::INFINITY, 1), "infinite");
+    assert_eq!(format::count(1234567), "1\u{202f}234\u{202f}567");
+    assert_eq!(format::count(12), "12");
+    assert_eq!(format::shortened("gptq-int4-g64", 9), "gptq…-g64");
+    let mib = format::ByteUnit::for_largest([20 << 20]);
+    assert_eq!(mib.with_unit(10 << 20), "10.00 MiB");
+    let gib = format::ByteUnit::for_largest([20 << 30, 1]);
+    assert_eq!(gib.with_unit(5 << 29), "2.50 GiB");
+    assert_eq!(format::ascii("Δ −1 ± 2 × 3 – é"), "d -1 +/- 2 x 3 - ?");
+}
