@@ -38,6 +38,15 @@ pub enum Error {
         what: String,
         next: String,
     },
+    /// A device that has too little memory left (status `oom`).
+    #[error(
+        "out of device memory: {missing_bytes} bytes are missing for a request of {requested_bytes} bytes, {free_bytes} are free\n  use a smaller model, batch or context, or a device with more memory"
+    )]
+    OutOfMemory {
+        requested_bytes: u64,
+        free_bytes: u64,
+        missing_bytes: u64,
+    },
     /// A tensor operation that failed: a defect of ours, not of the input.
     #[error("tensor operation: {0}")]
     Candle(#[from] candle_core::Error),
