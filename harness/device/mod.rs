@@ -198,12 +198,23 @@ pub struct Gpu {
 
 /// Device memory that is counted under a part for as long as it is held.
 pub struct Buffer {
-    pub tensor: Tensor,
-    _claim: Claim,
+    tensor: Tensor,
+    claim: Claim,
+}
+
+impl Buffer {
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// The tensor, and what counts it as long as it is held.
+    pub fn into_parts(self) -> (Tensor, Claim) {
+        (self.tensor, self.claim)
+    }
 }
 
 /// Bytes of device memory, counted in [`crate::memory::device`] until dropped.
-struct Claim {
+pub struct Claim {
     part: Part,
     bytes: usize,
 }
@@ -249,7 +260,7 @@ impl Gpu {
         let bytes = shape.elem_count() * dtype.size_in_bytes();
         Ok(Buffer {
             tensor,
-            _claim: Claim::new(part, bytes),
+            claim: Claim::new(part, bytes),
         })
     }
 

@@ -1,10 +1,9 @@
 //! Wall time of prefill and decode.
 
 use crate::memory::{self, Part};
-use crate::model::decoder::{Decoder, with_f32};
+use crate::model::decoder::Decoder;
 use crate::model::kv_cache::KvCache;
 use crate::{Error, Result};
-use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
@@ -85,18 +84,17 @@ pub fn run_once(
     at: &mut dyn FnMut(Phase),
 ) -> Result<Sample> {
     cache.clear();
-    let (batch, prompt) = (workload.batch(), workload.prompt_tokens());
-    let ids = memory::scope(Part::Other, || {
-        let flat: Vec<u32> = workload.prompts.concat();
-        Tensor::from_vec(flat, (batch, prompt), &decoder.device)
-    })?;
-    decoder.device.synchronize()?;
+    let batch = workload.batch();
+    let ids = memory::scope(Part::Other, || workload.prompts.concat());
+    let kernels = decoder.kernels.as_ref();
+    kernels.synchronize()?;
 
     let start = Instant::now();
-    let logits = decoder.prefill(&ids, cache)?;
-    decoder.device.synchronize()?;
+    let logits = decoder.prefill(&ids, batch, cache)?;
+    kernels.synchronize()?;
     let prefill_s = start.elapsed().as_secs_f64();
-    let mut next = greedy(&logits, decoder)?;
+    let mut next = kernels.greedy(&logits)?;
+    kernels.synchronize()?;
     let ttft_s = start.elapsed().as_secs_f64();
     drop(logits);
     at(Phase::Prefilled);
@@ -104,36 +102,14 @@ pub fn run_once(
     let start = Instant::now();
     for _ in 0..workload.generated_tokens {
         let logits = decoder.step(&next, cache)?;
-        next = greedy(&logits, decoder)?;
+        next = kernels.greedy(&logits)?;
     }
-    decoder.device.synchronize()?;
+    kernels.synchronize()?;
     let decode_s = start.elapsed().as_secs_f64();
     at(Phase::Decoded);
     Ok(Sample {
         prefill_s,
         ttft_s,
         decode_s,
-    })
-}
-
-/// The most probable token of each row, as the next step's input `[batch, 1]`.
-fn greedy(logits: &Tensor, decoder: &Decoder) -> Result<Tensor> {
-    let (batch, vocab) = logits.dims2()?;
-    let best: Vec<u32> = with_f32(logits, |values| {
-        Ok(values
-            .chunks_exact(vocab)
-            .map(|row| {
-                let mut best = 0;
-                for (i, x) in row.iter().enumerate() {
-                    if *x > row[best] {
-                        best = i;
-                    }
-                }
-                best as u32
-            })
-            .collect())
-    })?;
-    memory::scope(Part::Other, || {
-        Ok(Tensor::from_vec(best, (batch, 1), &decoder.device)?)
     })
 }

@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod config;
 pub mod decoder;
+pub mod kernels;
 pub mod kv_cache;
 pub mod rope;
 mod simd;

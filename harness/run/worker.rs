@@ -10,13 +10,14 @@ use crate::hash::sha256_of_file;
 use crate::measure::quality::{CachedDecoder, TokenStream, score_text};
 use crate::measure::speed::{Phase, Workload, run_once};
 use crate::memory::{Bracket, Usage, peak_rss_bytes};
+use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::KvPrecision;
 use crate::model::weights;
 use crate::report::record::Status;
 use crate::{Error, Result, quant};
-use candle_core::Device;
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The hidden subcommand; returns the exit code.
@@ -143,7 +144,7 @@ fn run_measure(job: MeasureJob) -> Result<()> {
         bracket.set_limit(limit);
     }
     let start = Instant::now();
-    let loaded = native::load(&job.packed, positions, &Device::Cpu)?;
+    let loaded = native::load(&job.packed, positions, &cpu())?;
     let load_s = start.elapsed().as_secs_f64();
     let memory = measure_memory(&loaded, &workload, kv, &bracket, load_s)?;
     send(&Event::Memory(Box::new(memory)))?;
@@ -164,6 +165,10 @@ fn run_measure(job: MeasureJob) -> Result<()> {
     send(&Event::Scored {
         perplexity_peak_bytes: bracket.peak().total_bytes,
     })
+}
+
+fn cpu() -> Arc<dyn Kernels> {
+    Arc::new(CpuKernels)
 }
 
 /// Runs the workload once and reads the counters at the end of each phase.
@@ -225,7 +230,7 @@ fn measure_memory(
 
 fn run_time(job: TimeJob) -> Result<()> {
     let kv = KvPrecision::parse(&job.kv)?;
-    let loaded = native::load(&job.packed, job.workload.positions(), &Device::Cpu)?;
+    let loaded = native::load(&job.packed, job.workload.positions(), &cpu())?;
     let mut cache = loaded
         .decoder
         .cache(job.workload.batch(), job.workload.positions(), kv)?;
