@@ -42,6 +42,12 @@ pub trait Driver: Send + Sync {
     /// being recorded.
     fn allocate(&self, shape: &Shape, dtype: DType, zeroed: bool) -> Result<Tensor>;
 
+    /// Copies bytes of the host to an address on the device; `bytes` may be reused at once.
+    ///
+    /// # Errors
+    /// A call while a graph is being recorded.
+    fn write(&self, bytes: &[u8], to: u64) -> Result<()>;
+
     /// Records what `body` launches, without running it. Products of the library are recorded
     /// too; an allocation or a copy is an error.
     fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>>;

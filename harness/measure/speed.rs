@@ -1,8 +1,7 @@
 //! Wall time of prefill and decode.
 
 use crate::memory::{self, Part};
-use crate::model::decoder::Decoder;
-use crate::model::kv_cache::KvCache;
+use crate::model::generate::Generator;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -78,32 +77,26 @@ pub enum Phase {
 
 /// Runs the workload once. Times are wall clock with the device idle at both ends.
 pub fn run_once(
-    decoder: &Decoder,
-    cache: &mut KvCache,
+    generator: &mut Generator,
     workload: &Workload,
     at: &mut dyn FnMut(Phase),
 ) -> Result<Sample> {
-    cache.clear();
-    let batch = workload.batch();
+    let kernels = generator.decoder().kernels.clone();
     let ids = memory::scope(Part::Other, || workload.prompts.concat());
-    let kernels = decoder.kernels.as_ref();
     kernels.synchronize()?;
 
     let start = Instant::now();
-    let logits = decoder.prefill(&ids, batch, cache)?;
+    let logits = generator.prefill(&ids, workload.batch())?;
     kernels.synchronize()?;
     let prefill_s = start.elapsed().as_secs_f64();
-    let mut next = kernels.greedy(&logits)?;
+    generator.choose(&logits)?;
     kernels.synchronize()?;
     let ttft_s = start.elapsed().as_secs_f64();
     drop(logits);
     at(Phase::Prefilled);
 
     let start = Instant::now();
-    for _ in 0..workload.generated_tokens {
-        let logits = decoder.step(&next, cache)?;
-        next = kernels.greedy(&logits)?;
-    }
+    generator.decode(workload.generated_tokens)?;
     kernels.synchronize()?;
     let decode_s = start.elapsed().as_secs_f64();
     at(Phase::Decoded);

@@ -93,6 +93,11 @@ impl KvCache {
         self.len = 0;
     }
 
+    /// Forgets what stands at `len` and after it.
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// Makes `tokens` positions, written by all layers, visible.
     pub(super) fn advance(&mut self, tokens: usize) {
         self.len += tokens;

@@ -10,6 +10,7 @@ use crate::hash::sha256_of_file;
 use crate::measure::quality::{CachedDecoder, TokenStream, score_text};
 use crate::measure::speed::{Phase, Workload, run_once};
 use crate::memory::{Bracket, Usage, peak_rss_bytes};
+use crate::model::generate::Generator;
 use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::KvPrecision;
 use crate::model::weights;
@@ -185,8 +186,9 @@ fn measure_memory(
     let mut phases: Vec<(&str, Usage)> = vec![("load", load_peak)];
 
     bracket.reset_peak();
-    let mut cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
-    run_once(decoder, &mut cache, workload, &mut |phase| {
+    let cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
+    let mut generator = Generator::new(decoder, cache);
+    run_once(&mut generator, workload, &mut |phase| {
         let name = match phase {
             Phase::Prefilled => "prefill",
             Phase::Decoded => "decode",
@@ -204,7 +206,7 @@ fn measure_memory(
         bits_per_weight: decoder.bits_per_weight(),
         weight_bytes: decoder.body_bytes(),
         embedding_bytes: decoder.embedding_bytes(),
-        kv_cache_bytes: cache.bytes(),
+        kv_cache_bytes: generator.cache().bytes(),
         activation_peak_bytes: highest(|u| u.activations_bytes),
         workspace_peak_bytes: highest(|u| u.workspace_bytes),
         other_bytes,
@@ -231,16 +233,18 @@ fn measure_memory(
 fn run_time(job: TimeJob) -> Result<()> {
     let kv = KvPrecision::parse(&job.kv)?;
     let loaded = native::load(&job.packed, job.workload.positions(), &cpu())?;
-    let mut cache = loaded
+    let workload = &job.workload;
+    let cache = loaded
         .decoder
-        .cache(job.workload.batch(), job.workload.positions(), kv)?;
+        .cache(workload.batch(), workload.positions(), kv)?;
+    let mut generator = Generator::new(&loaded.decoder, cache);
     send(&Event::Ready)?;
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| Error::io("standard input", e, "the parent process ended"))?;
         if line != TIME_ONCE {
             break;
         }
-        let sample = run_once(&loaded.decoder, &mut cache, &job.workload, &mut |_| ())?;
+        let sample = run_once(&mut generator, workload, &mut |_| ())?;
         send(&Event::Timed(sample))?;
     }
     Ok(())
