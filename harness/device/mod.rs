@@ -5,6 +5,15 @@
 //! exist: the CUDA driver (feature `cuda`) and, in the tests, an emulation that executes the same
 //! kernels on the CPU. What sits above, packed products and model steps, does not know which.
 
+pub mod choice;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod gemm;
+pub mod requirements;
+pub mod roofline;
+
+pub use choice::{DeviceChoice, open};
+
 use crate::memory::Part;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -42,12 +51,32 @@ pub trait Driver: Send + Sync {
     /// being recorded.
     fn allocate(&self, shape: &Shape, dtype: DType, zeroed: bool) -> Result<Tensor>;
 
+    /// A new tensor with the content of `bytes`, which may be a mapped file: no more of it than a
+    /// bounded buffer is held in host memory on the way.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; bytes that are not as many as the tensor has.
+    fn upload(&self, bytes: &[u8], shape: &Shape, dtype: DType) -> Result<Tensor> {
+        let tensor = Tensor::from_raw_buffer(bytes, dtype, shape.dims(), self.device())?;
+        Ok(tensor)
+    }
+
     /// Records what `body` launches, without running it. Products of the library are recorded
     /// too; an allocation or a copy is an error.
     fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>>;
 
     /// Waits until everything that was started has ended, and reports what failed on the way.
     fn synchronize(&self) -> Result<()>;
+
+    /// Seconds from the start to the end of what `body` starts, by the device's own clock where it
+    /// has one.
+    fn elapsed_s(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.synchronize()?;
+        let start = std::time::Instant::now();
+        body()?;
+        self.synchronize()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
 
     /// What the device's allocator holds.
     fn pool(&self) -> Result<PoolUsage>;
@@ -116,6 +145,14 @@ impl Args {
         let at = |start: &usize| unsafe { base.add(*start) }.cast::<c_void>();
         self.pointers.extend(self.starts.iter().map(at));
         &mut self.pointers
+    }
+
+    /// Whether these are parameters of `bytes` bytes each, to the 8 bytes that one takes at least.
+    pub fn fits(&self, bytes: &[usize]) -> bool {
+        let end = self.words.len();
+        let ends = self.starts.iter().skip(1).chain([&end]);
+        let words = ends.zip(&self.starts).map(|(end, start)| end - start);
+        words.eq(bytes.iter().map(|n| n.div_ceil(size_of::<u64>())))
     }
 
     /// The parameters' bytes, for a driver that keeps them.
@@ -290,5 +327,20 @@ impl Gpu {
             shared_bytes: shared_bytes as u32,
         };
         self.driver.launch(&launch, &mut args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_compared_with_parameters_by_number_and_size() {
+        let args = Args::new().with(1u64).with(2i32).with([3u64; 5]);
+        assert!(args.fits(&[8, 4, 40]));
+        for other in [&[8, 4][..], &[8, 4, 40, 4], &[8, 4, 48], &[4, 40, 8], &[]] {
+            assert!(!args.fits(other), "{other:?}");
+        }
+        assert!(Args::new().fits(&[]));
     }
 }
