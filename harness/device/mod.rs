@@ -51,15 +51,11 @@ pub trait Driver: Send + Sync {
     /// being recorded.
     fn allocate(&self, shape: &Shape, dtype: DType, zeroed: bool) -> Result<Tensor>;
 
-    /// A new tensor with the content of `bytes`, which may be a mapped file: no more of it than a
-    /// bounded buffer is held in host memory on the way.
+    /// Copies bytes of the host to an address on the device; `bytes` may be reused at once.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]; bytes that are not as many as the tensor has.
-    fn upload(&self, bytes: &[u8], shape: &Shape, dtype: DType) -> Result<Tensor> {
-        let tensor = Tensor::from_raw_buffer(bytes, dtype, shape.dims(), self.device())?;
-        Ok(tensor)
-    }
+    /// A call while a graph is being recorded.
+    fn write(&self, bytes: &[u8], to: u64) -> Result<()>;
 
     /// Records what `body` launches, without running it. Products of the library are recorded
     /// too; an allocation or a copy is an error.
@@ -235,12 +231,23 @@ pub struct Gpu {
 
 /// Device memory that is counted under a part for as long as it is held.
 pub struct Buffer {
-    pub tensor: Tensor,
-    _claim: Claim,
+    tensor: Tensor,
+    claim: Claim,
+}
+
+impl Buffer {
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// The tensor, and what counts it as long as it is held.
+    pub fn into_parts(self) -> (Tensor, Claim) {
+        (self.tensor, self.claim)
+    }
 }
 
 /// Bytes of device memory, counted in [`crate::memory::device`] until dropped.
-struct Claim {
+pub struct Claim {
     part: Part,
     bytes: usize,
 }
@@ -286,7 +293,7 @@ impl Gpu {
         let bytes = shape.elem_count() * dtype.size_in_bytes();
         Ok(Buffer {
             tensor,
-            _claim: Claim::new(part, bytes),
+            claim: Claim::new(part, bytes),
         })
     }
 

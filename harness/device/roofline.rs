@@ -52,7 +52,7 @@ pub fn bandwidth_of(driver: &dyn Driver, bytes: usize) -> Result<Bandwidth> {
     let vectors = (bytes / 16) as i64;
     let blocks = driver.info().multiprocessors.max(1) * BLOCKS_PER_MULTIPROCESSOR;
     let content = random_bytes(bytes, |byte| byte);
-    let from = driver.upload(&content, &Shape::from(bytes), DType::U8)?;
+    let from = upload(driver, &content, &Shape::from(bytes), DType::U8)?;
     let to = driver.allocate(&Shape::from(bytes), DType::U8, false)?;
     let partial = driver.allocate(&Shape::from(blocks as usize), DType::U32, true)?;
     let (from_at, to_at) = (driver.address(&from)?, driver.address(&to)?);
@@ -160,7 +160,13 @@ fn random_matrix(driver: &dyn Driver, kind: GemmKind, shape: &Shape) -> Result<T
         }
         GemmKind::Int8 => (random_bytes(n, |byte| byte), DType::U8),
     };
-    driver.upload(&bytes, shape, dtype)
+    upload(driver, &bytes, shape, dtype)
+}
+
+fn upload(driver: &dyn Driver, bytes: &[u8], shape: &Shape, dtype: DType) -> Result<Tensor> {
+    let tensor = driver.allocate(shape, dtype, false)?;
+    driver.write(bytes, driver.address(&tensor)?)?;
+    Ok(tensor)
 }
 
 /// The bits as a number in [-1, 1).

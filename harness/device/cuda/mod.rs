@@ -220,16 +220,8 @@ impl Driver for CudaDriver {
         tensor.map_err(|e| no_memory(self.stream.context(), e, bytes))
     }
 
-    fn upload(&self, bytes: &[u8], shape: &Shape, dtype: DType) -> Result<Tensor> {
-        let expected = shape.elem_count() * dtype.size_in_bytes();
-        if bytes.len() != expected {
-            return Err(Error::device(
-                format!("{} bytes for a tensor of {expected} bytes", bytes.len()),
-                "a defect of quantbench: please report it",
-            ));
-        }
-        let tensor = self.allocate(shape, dtype, false)?;
-        let to = self.address(&tensor)?;
+    fn write(&self, bytes: &[u8], to: u64) -> Result<()> {
+        self.not_recording("a copy from the host")?;
         let mut staging = self.staging.lock().expect("no one panics with the lock");
         let mut copy = || {
             self.stream.context().bind_to_thread()?;
@@ -237,11 +229,10 @@ impl Driver for CudaDriver {
                 *staging = Some(Staging::new(self.stream.context())?);
             }
             let staging = staging.as_mut().expect("just made");
-            // SAFETY: the tensor has as many bytes, and is used on this stream only.
+            // SAFETY: that `to` has room is the promise of the caller.
             unsafe { staging.copy(&self.stream, bytes, to) }
         };
-        copy().map_err(|e| self.fault("copying to the device", e))?;
-        Ok(tensor)
+        copy().map_err(|e| self.fault("copying to the device", e))
     }
 
     fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
