@@ -70,6 +70,11 @@ pub fn scope<T>(part: Part, f: impl FnOnce() -> T) -> T {
     f()
 }
 
+/// The part that allocations of this thread are counted under.
+pub fn current() -> Part {
+    CURRENT.get()
+}
+
 /// Whether this process counts its allocations.
 pub fn installed() -> bool {
     INSTALLED.load(Relaxed)
@@ -148,6 +153,48 @@ impl Bracket {
             self.base.iter().sum::<usize>().saturating_add(bytes),
             Relaxed,
         );
+    }
+}
+
+/// The same counters for device memory, fed by whoever allocates there.
+pub mod device {
+    use super::{ALL_PARTS, PARTS, Part, Usage};
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    static LIVE: [AtomicUsize; PARTS] = [const { AtomicUsize::new(0) }; PARTS];
+    static PEAK: [AtomicUsize; PARTS] = [const { AtomicUsize::new(0) }; PARTS];
+    static TOTAL_LIVE: AtomicUsize = AtomicUsize::new(0);
+    static TOTAL_PEAK: AtomicUsize = AtomicUsize::new(0);
+
+    /// Counts `bytes` of device memory under `part`.
+    pub fn claim(part: Part, bytes: usize) {
+        let live = LIVE[part as usize].fetch_add(bytes, Relaxed) + bytes;
+        PEAK[part as usize].fetch_max(live, Relaxed);
+        let total = TOTAL_LIVE.fetch_add(bytes, Relaxed) + bytes;
+        TOTAL_PEAK.fetch_max(total, Relaxed);
+    }
+
+    /// Takes back a [`claim`].
+    pub fn release(part: Part, bytes: usize) {
+        LIVE[part as usize].fetch_sub(bytes, Relaxed);
+        TOTAL_LIVE.fetch_sub(bytes, Relaxed);
+    }
+
+    pub fn live() -> Usage {
+        Usage::read(&LIVE, &TOTAL_LIVE, &[0; PARTS])
+    }
+
+    pub fn peak() -> Usage {
+        Usage::read(&PEAK, &TOTAL_PEAK, &[0; PARTS])
+    }
+
+    /// Begins a new phase: high-water marks fall back to what is alive.
+    pub fn reset_peak() {
+        for part in ALL_PARTS {
+            let live = LIVE[part as usize].load(Relaxed);
+            PEAK[part as usize].store(live, Relaxed);
+        }
+        TOTAL_PEAK.store(TOTAL_LIVE.load(Relaxed), Relaxed);
     }
 }
 

@@ -91,10 +91,10 @@ fn steps_chunks_and_batches_agree() {
 
     // The last position of a prompt longer than a prefill chunk, alone and in a batch.
     let other: Vec<u32> = ids.iter().rev().copied().collect();
-    let input = Tensor::new(vec![ids.clone(), other.clone()], &Device::Cpu).unwrap();
+    let prompts = [ids.clone(), other.clone()].concat();
     let mut batch_cache = cache(decoder, 2, 300);
     let batch: Vec<Vec<f32>> = decoder
-        .prefill(&input, &mut batch_cache)
+        .prefill(&prompts, 2, &mut batch_cache)
         .unwrap()
         .to_vec2()
         .unwrap();
@@ -109,8 +109,7 @@ fn a_cache_refuses_more_than_it_holds() {
     let kv = KvPrecision::parse("fp16").unwrap();
     assert!(loaded.decoder.cache(1, 33, kv).is_err());
     let mut cache = loaded.decoder.cache(1, 8, kv).unwrap();
-    let ids = Tensor::zeros((1, 9), DType::U32, &Device::Cpu).unwrap();
-    let error = loaded.decoder.prefill(&ids, &mut cache).unwrap_err();
+    let error = loaded.decoder.prefill(&[0; 9], 1, &mut cache).unwrap_err();
     assert!(error.to_string().contains("9 tokens"), "{error}");
 }
 

@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use common::packed;
 use quantbench::measure::speed::{Workload, run_once};
 use quantbench::memory::{self, Bracket, CountingAllocator, Part};
+use quantbench::model::generate::Generator;
 use quantbench::model::kv_cache::KvPrecision;
 use quantbench::packed::{FormatSpec, PackedLinear, Stored};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -148,8 +149,13 @@ fn a_planted_leak_raises_the_peak_by_its_size() {
             });
         }
         let bracket = Bracket::open();
-        let mut cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
-        run_once(&loaded.decoder, &mut cache, &workload, &mut |_| ()).unwrap();
+        let cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
+        run_once(
+            &mut Generator::new(&loaded.decoder, cache),
+            &workload,
+            &mut |_| (),
+        )
+        .unwrap();
         bracket.peak().total_bytes
     };
     peak(false);
@@ -169,9 +175,14 @@ fn kernels_stay_within_a_tile_per_thread() {
         let loaded = packed(None, precision, 300);
         let workload = Workload::from_text(&[5, 6, 7], 1, 256, 4).unwrap();
         let kv = KvPrecision::parse("fp16").unwrap();
-        let mut cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
+        let cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
         let bracket = Bracket::open();
-        run_once(&loaded.decoder, &mut cache, &workload, &mut |_| ()).unwrap();
+        run_once(
+            &mut Generator::new(&loaded.decoder, cache),
+            &workload,
+            &mut |_| (),
+        )
+        .unwrap();
         let workspace = bracket.peak().workspace_bytes;
         println!("{precision}: workspace {workspace} bytes on {threads} threads");
         assert!(workspace > 0, "{precision}: no workspace was counted");

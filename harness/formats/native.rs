@@ -9,10 +9,11 @@ use crate::error::TensorFault;
 use crate::memory::{self, Part};
 use crate::model::config::Config;
 use crate::model::decoder::{Block, Decoder, Linear};
+use crate::model::kernels::Kernels;
 use crate::model::rope::Rope;
 use crate::packed::{self, FormatSpec, PackedLinear, dense::Dense};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -99,9 +100,9 @@ pub struct Loaded {
 
 const DAMAGED: &str = "the file is damaged or from another version; quantize again";
 
-/// Copies a packed model into owned buffers on `device`, with RoPE tables for `positions`. The
+/// Copies a packed model into owned buffers of a device, with RoPE tables for `positions`. The
 /// file is mapped while it is read and unmapped before this returns.
-pub fn load(path: &Path, positions: usize, device: &Device) -> Result<Loaded> {
+pub fn load(path: &Path, positions: usize, kernels: &Arc<dyn Kernels>) -> Result<Loaded> {
     let file = std::fs::File::open(path).map_err(|e| {
         Error::io(
             path,
@@ -140,7 +141,7 @@ pub fn load(path: &Path, positions: usize, device: &Device) -> Result<Loaded> {
         path,
         views,
         header: &header,
-        device,
+        kernels,
     };
     let decoder = reader.decoder(positions)?;
     Ok(Loaded { decoder, header })
@@ -150,7 +151,7 @@ struct Reader<'a> {
     path: &'a Path,
     views: SafeTensors<'a>,
     header: &'a Header,
-    device: &'a Device,
+    kernels: &'a Arc<dyn Kernels>,
 }
 
 impl Reader<'_> {
@@ -165,12 +166,7 @@ impl Reader<'_> {
             })
         })?;
         let dtype = DType::try_from(view.dtype())?;
-        Ok(Tensor::from_raw_buffer(
-            view.data(),
-            dtype,
-            view.shape(),
-            self.device,
-        )?)
+        self.kernels.upload(view.data(), dtype, view.shape())
     }
 
     fn f16(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
@@ -260,8 +256,8 @@ impl Reader<'_> {
                 head,
                 final_norm: self.f16(FINAL_NORM, &[hidden])?,
                 blocks,
-                rope: Rope::new(config, positions, self.device)?,
-                device: self.device.clone(),
+                rope: Rope::new(config, positions, self.kernels.as_ref())?,
+                kernels: self.kernels.clone(),
             })
         })
     }

@@ -3,6 +3,9 @@
 pub mod attention;
 pub mod config;
 pub mod decoder;
+pub mod generate;
+pub mod gpu;
+pub mod kernels;
 pub mod kv_cache;
 pub mod rope;
 mod simd;

@@ -2,6 +2,7 @@
 
 use super::cpu::isa::Isa;
 use super::cpu::rows::{Element, Elements, Scales};
+use super::gpu::{GpuWeight, ManyRows};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, mismatch,
     not_on_cpu, take, with_slice,
@@ -106,6 +107,23 @@ impl PackedLinear for Dense {
 
     fn kernel(&self, rows: usize) -> String {
         cpu::kernel_name(rows)
+    }
+
+    fn gpu(&self) -> Option<GpuWeight<'_>> {
+        let (name, many_rows) = match self.codes.dtype() {
+            DType::F16 => ("f16", ManyRows::Library),
+            DType::BF16 => ("bf16", ManyRows::Fused),
+            _ => ("f32", ManyRows::Fused),
+        };
+        Some(GpuWeight {
+            name,
+            codes: &self.codes,
+            scales: None,
+            zeros: None,
+            scales_per_row: 0,
+            group: self.shape.1,
+            many_rows,
+        })
     }
 }
 

@@ -7,6 +7,7 @@
 
 use super::cpu::isa::Isa;
 use super::cpu::rows::{Element, Elements, Scales};
+use super::gpu::{GpuWeight, ManyRows};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, mismatch,
     not_on_cpu, take, with_slice,
@@ -210,6 +211,21 @@ impl PackedLinear for Fp8 {
 
     fn kernel(&self, rows: usize) -> String {
         cpu::kernel_name(rows)
+    }
+
+    fn gpu(&self) -> Option<GpuWeight<'_>> {
+        Some(GpuWeight {
+            name: match self.kind {
+                Kind::E4m3 => "e4m3",
+                Kind::E5m2 => "e5m2",
+            },
+            codes: &self.codes,
+            scales: Some(&self.scales),
+            zeros: None,
+            scales_per_row: 1,
+            group: self.shape.1,
+            many_rows: ManyRows::Dequantize,
+        })
     }
 }
 

@@ -10,6 +10,7 @@
 
 use super::cpu::isa::Isa;
 use super::cpu::rows::Rows;
+use super::gpu::{GpuWeight, ManyRows};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, mismatch,
     not_on_cpu, take, with_slice,
@@ -207,6 +208,23 @@ impl PackedLinear for Grouped {
 
     fn kernel(&self, rows: usize) -> String {
         cpu::kernel_name(rows)
+    }
+
+    fn gpu(&self) -> Option<GpuWeight<'_>> {
+        Some(GpuWeight {
+            name: match self.layout.bits {
+                2 => "u2",
+                3 => "u3",
+                4 => "u4",
+                _ => "u8",
+            },
+            codes: &self.codes,
+            scales: Some(&self.scales),
+            zeros: Some(&self.zeros),
+            scales_per_row: self.layout.groups(),
+            group: self.layout.group(),
+            many_rows: ManyRows::Dequantize,
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::cpu::isa::Isa;
 use super::cpu::rows::{Element, Elements, Scales};
+use super::gpu::{GpuWeight, ManyRows};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, not_on_cpu,
     take, with_slice,
@@ -105,6 +106,18 @@ impl PackedLinear for Int8 {
 
     fn kernel(&self, rows: usize) -> String {
         cpu::kernel_name(rows)
+    }
+
+    fn gpu(&self) -> Option<GpuWeight<'_>> {
+        Some(GpuWeight {
+            name: "int8",
+            codes: &self.codes,
+            scales: Some(&self.scales),
+            zeros: None,
+            scales_per_row: usize::from(self.per_row),
+            group: self.shape.1,
+            many_rows: ManyRows::Dequantize,
+        })
     }
 }
 

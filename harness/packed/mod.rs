@@ -17,6 +17,7 @@
 pub mod cpu;
 pub mod dense;
 pub mod fp8;
+pub mod gpu;
 pub mod grouped;
 pub mod int8;
 
@@ -66,6 +67,11 @@ pub trait PackedLinear: Send + Sync {
 
     /// Name of the kernel that [`PackedLinear::forward`] runs for this many rows.
     fn kernel(&self, rows: usize) -> String;
+
+    /// How kernels of a GPU read this weight; nothing where they cannot.
+    fn gpu(&self) -> Option<gpu::GpuWeight<'_>> {
+        None
+    }
 
     /// Bytes of all stored tensors.
     fn bytes(&self) -> usize {

@@ -8,15 +8,18 @@ use crate::data::protocol::Protocol;
 use crate::formats::native::{self, Loaded};
 use crate::hash::sha256_of_file;
 use crate::measure::quality::{CachedDecoder, TokenStream, score_text};
+use crate::measure::roofline::{self, Cost};
 use crate::measure::speed::{Phase, Workload, run_once};
 use crate::memory::{Bracket, Usage, peak_rss_bytes};
+use crate::model::generate::Generator;
+use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::KvPrecision;
 use crate::model::weights;
 use crate::report::record::Status;
 use crate::{Error, Result, quant};
-use candle_core::Device;
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The hidden subcommand; returns the exit code.
@@ -40,6 +43,8 @@ pub fn main() -> i32 {
                 Ok(Job::Quantize(job)) => run_quantize(job),
                 Ok(Job::Measure(job)) => run_measure(job),
                 Ok(Job::Time(job)) => run_time(job),
+                Ok(Job::Roofline { buffer_bytes }) => roofline::measure(buffer_bytes)
+                    .and_then(|roofline| send(&Event::Roofline(Box::new(roofline)))),
                 Err(e) => Err(Error::usage(
                     format!("the worker was given no job: {e}"),
                     "start it through quantbench run",
@@ -143,7 +148,7 @@ fn run_measure(job: MeasureJob) -> Result<()> {
         bracket.set_limit(limit);
     }
     let start = Instant::now();
-    let loaded = native::load(&job.packed, positions, &Device::Cpu)?;
+    let loaded = native::load(&job.packed, positions, &cpu())?;
     let load_s = start.elapsed().as_secs_f64();
     let memory = measure_memory(&loaded, &workload, kv, &bracket, load_s)?;
     send(&Event::Memory(Box::new(memory)))?;
@@ -166,6 +171,10 @@ fn run_measure(job: MeasureJob) -> Result<()> {
     })
 }
 
+fn cpu() -> Arc<dyn Kernels> {
+    Arc::new(CpuKernels)
+}
+
 /// Runs the workload once and reads the counters at the end of each phase.
 fn measure_memory(
     loaded: &Loaded,
@@ -180,8 +189,9 @@ fn measure_memory(
     let mut phases: Vec<(&str, Usage)> = vec![("load", load_peak)];
 
     bracket.reset_peak();
-    let mut cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
-    run_once(decoder, &mut cache, workload, &mut |phase| {
+    let cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
+    let mut generator = Generator::new(decoder, cache);
+    run_once(&mut generator, workload, &mut |phase| {
         let name = match phase {
             Phase::Prefilled => "prefill",
             Phase::Decoded => "decode",
@@ -199,7 +209,7 @@ fn measure_memory(
         bits_per_weight: decoder.bits_per_weight(),
         weight_bytes: decoder.body_bytes(),
         embedding_bytes: decoder.embedding_bytes(),
-        kv_cache_bytes: cache.bytes(),
+        kv_cache_bytes: generator.cache().bytes(),
         activation_peak_bytes: highest(|u| u.activations_bytes),
         workspace_peak_bytes: highest(|u| u.workspace_bytes),
         other_bytes,
@@ -220,22 +230,25 @@ fn measure_memory(
         peak_rss_bytes: peak_rss_bytes(),
         prefill_kernel: first.kernel(workload.batch() * workload.prompt_tokens()),
         decode_kernel: first.kernel(workload.batch()),
+        cost: Cost::of(decoder, kv),
     })
 }
 
 fn run_time(job: TimeJob) -> Result<()> {
     let kv = KvPrecision::parse(&job.kv)?;
-    let loaded = native::load(&job.packed, job.workload.positions(), &Device::Cpu)?;
-    let mut cache = loaded
+    let loaded = native::load(&job.packed, job.workload.positions(), &cpu())?;
+    let workload = &job.workload;
+    let cache = loaded
         .decoder
-        .cache(job.workload.batch(), job.workload.positions(), kv)?;
+        .cache(workload.batch(), workload.positions(), kv)?;
+    let mut generator = Generator::new(&loaded.decoder, cache);
     send(&Event::Ready)?;
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| Error::io("standard input", e, "the parent process ended"))?;
         if line != TIME_ONCE {
             break;
         }
-        let sample = run_once(&loaded.decoder, &mut cache, &job.workload, &mut |_| ())?;
+        let sample = run_once(&mut generator, workload, &mut |_| ())?;
         send(&Event::Timed(sample))?;
     }
     Ok(())
