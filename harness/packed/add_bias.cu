@@ -1,5 +1,6 @@
 // Adds a bias to what the vendor's matrix product left: y[rows, n_out] += bias[n_out], row-major.
 // One thread per element.
+#include "../device/gpu.cuh"
 
 template <class T>
 __device__ __forceinline__ void add_bias(T* y, const half* bias, int rows, int n_out) {
