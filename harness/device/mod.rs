@@ -14,11 +14,12 @@ pub mod roofline;
 
 pub use choice::{DeviceChoice, open};
 
-use crate::memory::Part;
+use crate::memory::{self, Part};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// What runs kernels. Calls are ordered: each sees what those before it wrote. A call may return
 /// before its work is done; [`Driver::synchronize`] waits.
@@ -227,6 +228,7 @@ pub struct DeviceInfo {
 #[derive(Clone)]
 pub struct Gpu {
     driver: Arc<dyn Driver>,
+    limit_bytes: Arc<AtomicUsize>,
 }
 
 /// Device memory that is counted under a part for as long as it is held.
@@ -254,20 +256,28 @@ pub struct Claim {
 
 impl Claim {
     fn new(part: Part, bytes: usize) -> Self {
-        crate::memory::device::claim(part, bytes);
+        memory::device::claim(part, bytes);
         Claim { part, bytes }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        crate::memory::device::release(self.part, self.bytes);
+        memory::device::release(self.part, self.bytes);
     }
 }
 
 impl Gpu {
     pub fn new(driver: Arc<dyn Driver>) -> Self {
-        Gpu { driver }
+        Gpu {
+            driver,
+            limit_bytes: Arc::new(AtomicUsize::new(usize::MAX)),
+        }
+    }
+
+    /// Refuses buffers that would bring what is claimed above `bytes`.
+    pub fn set_limit(&self, bytes: usize) {
+        self.limit_bytes.store(bytes, Relaxed);
     }
 
     pub fn driver(&self) -> &dyn Driver {
@@ -289,8 +299,17 @@ impl Gpu {
     }
 
     fn allocate(&self, shape: Shape, dtype: DType, part: Part, zeroed: bool) -> Result<Buffer> {
-        let tensor = self.driver.allocate(&shape, dtype, zeroed)?;
         let bytes = shape.elem_count() * dtype.size_in_bytes();
+        let limit = self.limit_bytes.load(Relaxed);
+        let live = memory::device::live().total_bytes;
+        if live.saturating_add(bytes) > limit {
+            return Err(Error::OutOfMemory {
+                requested_bytes: bytes as u64,
+                free_bytes: limit.saturating_sub(live) as u64,
+                missing_bytes: (live.saturating_add(bytes) - limit) as u64,
+            });
+        }
+        let tensor = self.driver.allocate(&shape, dtype, zeroed)?;
         Ok(Buffer {
             tensor,
             claim: Claim::new(part, bytes),

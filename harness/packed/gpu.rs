@@ -3,7 +3,8 @@
 //!
 //! Few rows go through the fused kernels, which read each stored byte once and dequantize in
 //! registers. Many rows repay the vendor's matrix product: on the stored numbers where it can
-//! read them, else on tiles dequantized into a bounded workspace.
+//! read them, else on tiles dequantized into a bounded workspace. Formats that quantize their
+//! input too are multiplied code by code, whatever the number of rows.
 
 use super::PackedLinear;
 use crate::device::{Args, Buffer, Gemm, GemmKind, Gpu};
@@ -11,7 +12,7 @@ use crate::memory::Part;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 /// Rows that the fused kernels serve.
 pub const FUSED_ROWS: usize = 64;
@@ -48,6 +49,10 @@ pub enum ManyRows {
     Dequantize,
     /// The fused kernel, [`FUSED_ROWS`] rows at a time: right, not fast.
     Fused,
+    /// Each row of the input is quantized to E4M3, and codes are multiplied; few rows too.
+    Fp8Inputs,
+    /// Likewise with 8-bit integers.
+    Int8Inputs,
 }
 
 /// Which kernels a user wants.
@@ -73,6 +78,16 @@ pub enum Output {
     F32 = 2,
 }
 
+impl Output {
+    /// Of one element.
+    fn bytes(self) -> usize {
+        match self {
+            Output::F16 => 2,
+            Output::AddF32 | Output::F32 => 4,
+        }
+    }
+}
+
 /// One weight of a launch, and where its product goes.
 pub struct Product<'a> {
     pub weight: &'a dyn PackedLinear,
@@ -95,6 +110,14 @@ struct Member {
     scales_per_row: i32,
 }
 
+impl Member {
+    /// The same with outputs from this row on.
+    fn from_row(mut self, row: usize, output: Output) -> Self {
+        self.y += (row * self.n_out as usize * output.bytes()) as u64;
+        self
+    }
+}
+
 /// `Members` of the kernels: weights of one format that multiply one input.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -107,7 +130,39 @@ struct Members {
 pub struct Products {
     gpu: Gpu,
     choice: Choice,
-    workspace: Mutex<Option<Buffer>>,
+    workspace: Mutex<Workspace>,
+}
+
+/// Scratch memory of products, made when first needed.
+#[derive(Default)]
+struct Workspace {
+    /// A tile of dequantized weights.
+    tile: Option<Buffer>,
+    /// Quantized rows of the input, and their scales.
+    codes: Option<Buffer>,
+    scales: Option<Buffer>,
+    /// Sums of products of codes.
+    sums: Option<Buffer>,
+}
+
+/// A buffer of at least `count` elements; an older, smaller one goes first.
+fn room<'a>(
+    held: &'a mut Option<Buffer>,
+    gpu: &Gpu,
+    count: usize,
+    dtype: DType,
+) -> Result<&'a Tensor> {
+    if held
+        .as_ref()
+        .is_none_or(|b| b.tensor().elem_count() < count)
+    {
+        *held = None;
+    }
+    let buffer = match held.take() {
+        Some(buffer) => buffer,
+        None => gpu.buffer(count, dtype, Part::Workspace)?,
+    };
+    Ok(held.insert(buffer).tensor())
 }
 
 impl Products {
@@ -115,7 +170,7 @@ impl Products {
         Products {
             gpu,
             choice,
-            workspace: Mutex::new(None),
+            workspace: Mutex::default(),
         }
     }
 
@@ -128,6 +183,8 @@ impl Products {
             Plan::Fused => "fused",
             Plan::Library => "cublas",
             Plan::Dequantize => "dequant+gemm",
+            Plan::EightBit(GemmKind::Int8) => "cublaslt-int8",
+            Plan::EightBit(_) => "cublaslt-fp8",
         };
         name.into()
     }
@@ -136,6 +193,8 @@ impl Products {
         let few = rows <= FUSED_ROWS && self.choice == Choice::Auto;
         match weight.many_rows {
             ManyRows::Fused => Plan::Fused,
+            ManyRows::Fp8Inputs => Plan::EightBit(GemmKind::Fp8),
+            ManyRows::Int8Inputs => Plan::EightBit(GemmKind::Int8),
             _ if few => Plan::Fused,
             ManyRows::Library => Plan::Library,
             ManyRows::Dequantize => Plan::Dequantize,
@@ -154,12 +213,12 @@ impl Products {
         while let Some(first) = rest.first() {
             let w = on_device(first.weight)?;
             let alike = |p: &&Product| {
-                p.weight
-                    .gpu()
-                    .is_some_and(|v| (v.name, v.group) == (w.name, w.group))
+                p.weight.gpu().is_some_and(|v| {
+                    (v.name, v.group, v.many_rows) == (w.name, w.group, w.many_rows)
+                })
             };
             let count = match self.plan(&w, rows) {
-                Plan::Fused => rest.iter().take(3).take_while(alike).count(),
+                Plan::Fused | Plan::EightBit(_) => rest.iter().take(3).take_while(alike).count(),
                 _ => 1,
             };
             let (together, others) = rest.split_at(count);
@@ -170,6 +229,7 @@ impl Products {
                 Plan::Fused => self.fused(together, x, output)?,
                 Plan::Library => self.library(first, &w, x, output)?,
                 Plan::Dequantize => self.dequantized(first, &w, x, output)?,
+                Plan::EightBit(kind) => self.eight_bit(together, kind, x, output)?,
             }
             rest = others;
         }
@@ -189,16 +249,10 @@ impl Products {
             blocks += product.weight.shape().0.div_ceil(TILE);
         }
         let x_address = self.gpu.address(x)?;
-        let y_bytes = match output {
-            Output::F16 => 2,
-            Output::AddF32 | Output::F32 => 4,
-        };
         for start in (0..rows).step_by(FUSED_ROWS) {
             let n = FUSED_ROWS.min(rows - start);
             let mut part = members;
-            for member in &mut part.members {
-                member.y += (start * member.n_out as usize * y_bytes) as u64;
-            }
+            part.members = part.members.map(|m| m.from_row(start, output));
             let served = [8, 16, 32, 64].into_iter().find(|r| n <= *r).unwrap_or(64);
             let served = match weight.many_rows {
                 ManyRows::Fused => FUSED_ROWS,
@@ -228,15 +282,14 @@ impl Products {
 
     fn dequantized(&self, p: &Product, w: &GpuWeight, x: &Tensor, output: Output) -> Result<()> {
         let (n_out, k_in) = p.weight.shape();
-        let mut workspace = self.workspace.lock().unwrap_or_else(|e| e.into_inner());
-        if workspace.is_none() {
-            let shape = (WORKSPACE_BYTES / 2,);
-            *workspace = Some(self.gpu.buffer(shape, DType::F16, Part::Workspace)?);
-        }
-        let Some(workspace) = workspace.as_ref() else {
-            return Ok(());
-        };
-        let tile = self.gpu.address(workspace.tensor())?;
+        let mut workspace = self.workspace();
+        let tile = room(
+            &mut workspace.tile,
+            &self.gpu,
+            WORKSPACE_BYTES / 2,
+            DType::F16,
+        )?;
+        let tile = self.gpu.address(tile)?;
         let step = (WORKSPACE_BYTES / 2 / k_in.max(1)) / 64 * 64;
         if step == 0 {
             return Err(Error::unsupported(
@@ -263,6 +316,82 @@ impl Products {
         self.add_bias(p, x.dim(0)?, output)
     }
 
+    /// Products of codes with codes, a bounded number of rows at a time.
+    fn eight_bit(
+        &self,
+        products: &[Product],
+        kind: GemmKind,
+        x: &Tensor,
+        output: Output,
+    ) -> Result<()> {
+        let (rows, k_in) = x.dims2()?;
+        let widest = products.iter().map(|p| p.weight.shape().0).max();
+        let widest = widest.unwrap_or(1).max(1);
+        // The library wants whole multiples of 16 rows; what the last ones hold is never read.
+        let step = (WORKSPACE_BYTES / 4 / widest / 16 * 16)
+            .max(16)
+            .min(rows.next_multiple_of(16));
+        let (quantize, rescale, sum) = match kind {
+            GemmKind::Int8 => ("quantize_rows_int8", "rescale_i32", DType::I32),
+            _ => ("quantize_rows_e4m3", "rescale_f32", DType::F32),
+        };
+        let mut workspace = self.workspace();
+        let Workspace {
+            codes,
+            scales,
+            sums,
+            ..
+        } = &mut *workspace;
+        let codes = self
+            .gpu
+            .address(room(codes, &self.gpu, step * k_in, DType::U8)?)?;
+        let scales = self
+            .gpu
+            .address(room(scales, &self.gpu, step, DType::F32)?)?;
+        // Both kinds of sums have four bytes; a buffer serves one model and so one kind.
+        let sums = self
+            .gpu
+            .address(room(sums, &self.gpu, step * widest, sum)?)?;
+        for start in (0..rows).step_by(step) {
+            let n = step.min(rows - start);
+            let args = Args::new()
+                .with(self.gpu.address(x)? + (start * k_in * 2) as u64)
+                .with(codes)
+                .with(scales)
+                .with(n as i32)
+                .with(k_in as i32);
+            self.gpu.launch(quantize, [n, 1, 1], THREADS, args)?;
+            for product in products {
+                let n_out = product.weight.shape().0;
+                self.gpu.driver().gemm(&Gemm {
+                    kind,
+                    x: codes,
+                    w: self.gpu.address(on_device(product.weight)?.codes)?,
+                    y: sums,
+                    rows: n.next_multiple_of(16),
+                    n_out,
+                    k_in,
+                    y_stride: n_out,
+                    accumulate: false,
+                })?;
+                let args = Args::new()
+                    .with(sums)
+                    .with(scales)
+                    .with(self.member(product)?.from_row(start, output))
+                    .with(n as i32)
+                    .with(output as i32);
+                let outputs = 4 * THREADS as usize;
+                self.gpu
+                    .launch(rescale, [n, n_out.div_ceil(outputs), 1], THREADS, args)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn workspace(&self) -> MutexGuard<'_, Workspace> {
+        self.workspace.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
     /// The library's product of `x` with F16 rows at `w`, which are these rows of the weight.
     fn gemm(
         &self,
@@ -273,12 +402,11 @@ impl Products {
         output: Output,
     ) -> Result<()> {
         let f32_output = output != Output::F16;
-        let bytes = if f32_output { 4 } else { 2 };
         self.gpu.driver().gemm(&Gemm {
             kind: GemmKind::F16 { f32_output },
             x: self.gpu.address(x)?,
             w,
-            y: self.gpu.address(p.y)? + (weight_rows.start * bytes) as u64,
+            y: self.gpu.address(p.y)? + (weight_rows.start * output.bytes()) as u64,
             rows: x.dim(0)?,
             n_out: weight_rows.len(),
             k_in: p.weight.shape().1,
@@ -327,6 +455,7 @@ enum Plan {
     Fused,
     Library,
     Dequantize,
+    EightBit(GemmKind),
 }
 
 fn on_device(weight: &dyn PackedLinear) -> Result<GpuWeight<'_>> {

@@ -1,9 +1,10 @@
 //! What a parent asks of a child and what the child answers: one line of JSON each.
 
 use crate::measure::quality::WindowScore;
+use crate::measure::roofline::Cost;
 use crate::measure::speed::{Sample, Workload};
 use crate::packed::FormatSpec;
-use crate::report::record::Status;
+use crate::report::record::{Roofline, Status};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,6 +15,11 @@ pub enum Job {
     Quantize(QuantizeJob),
     Measure(MeasureJob),
     Time(TimeJob),
+    /// Measures the machine itself; answered by [`Event::Roofline`].
+    Roofline {
+        /// Of each of two buffers.
+        buffer_bytes: u64,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -80,6 +86,7 @@ pub enum Event {
     /// A time child has loaded its model.
     Ready,
     Timed(Sample),
+    Roofline(Box<Roofline>),
     Failed {
         status: Status,
         message: String,
@@ -118,4 +125,5 @@ pub struct MemoryResult {
     pub peak_rss_bytes: Option<u64>,
     pub prefill_kernel: String,
     pub decode_kernel: String,
+    pub cost: Cost,
 }

@@ -4,6 +4,7 @@ use super::super::child::Ending;
 use super::super::host;
 use super::super::job::{Event, MemoryResult};
 use crate::measure::quality::WindowScore;
+use crate::measure::roofline::Cost;
 use crate::measure::speed::{Sample, Workload};
 use crate::measure::stats;
 use crate::quant::QuantMethod;
@@ -26,6 +27,8 @@ pub(super) struct Cell {
     pub(super) samples: Vec<SampleRow>,
     pub(super) warnings: Vec<String>,
     pub(super) measured: bool,
+    /// What its model asks of a machine, once its measuring child has told.
+    pub(super) cost: Option<Cost>,
 }
 
 impl Cell {
@@ -47,6 +50,7 @@ impl Cell {
         row.peak_memory_method = "allocator".into();
         row.peak_rss_bytes = m.peak_rss_bytes;
         row.load_s = Some(m.load_s);
+        self.cost = Some(m.cost.clone());
         self.detail.peak_bytes_by_phase = m.peak_bytes_by_phase.clone();
         self.detail.other_parts_bytes = m.other_parts_bytes.clone();
         if m.untagged_peak_bytes > m.peak_bytes / 50 {
@@ -59,7 +63,8 @@ impl Cell {
         if let Some(cache) = host::last_level_cache_bytes().filter(|c| weights <= *c) {
             self.warnings.push(format!(
                 "all weights ({:.1} MiB) fit the last-level cache ({} MiB): tok/s does not \
-                 predict that of larger models",
+                 predict that of larger models, and mbu, a share of the bandwidth of memory, can \
+                 exceed 1",
                 weights as f64 / f64::from(1 << 20),
                 cache >> 20
             ));

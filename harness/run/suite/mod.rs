@@ -1,6 +1,7 @@
 //! A run: every precision of one model, each finished cell on disk at once.
 
 mod cell;
+mod roofline;
 mod rows;
 mod texts;
 mod timing;
@@ -393,6 +394,7 @@ impl<'a> Suite<'a> {
             packed: PathBuf::new(),
             started: Instant::now(),
             measured: false,
+            cost: None,
             timed,
             method,
             id,

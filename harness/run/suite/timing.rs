@@ -22,6 +22,9 @@ impl Suite<'_> {
         if who.is_empty() {
             return Ok(true);
         }
+        if !self.measure_roofline()? {
+            return Ok(false);
+        }
         let needed: u64 = who
             .iter()
             .map(|i| self.cells[*i].row.peak_memory_bytes.unwrap_or(0))
@@ -61,6 +64,7 @@ impl Suite<'_> {
         }
         for i in who {
             self.cells[i].summarize_speed(&self.workload);
+            self.record_shares(i);
         }
         Ok(going)
     }
