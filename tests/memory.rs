@@ -171,7 +171,15 @@ fn kernels_stay_within_a_tile_per_thread() {
     let _alone = alone();
     rayon::broadcast(|_| ());
     let threads = rayon::current_num_threads();
-    for precision in ["fp16", "fp8", "int8", "rtn-int4", "rtn-int3"] {
+    for precision in [
+        "fp16",
+        "fp8",
+        "fp8-w8a8",
+        "int8",
+        "int8-w8a8",
+        "rtn-int4",
+        "rtn-int3",
+    ] {
         let loaded = packed(None, precision, 300);
         let workload = Workload::from_text(&[5, 6, 7], 1, 256, 4).unwrap();
         let kv = KvPrecision::parse("fp16").unwrap();

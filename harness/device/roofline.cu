@@ -1,7 +1,4 @@
 // What the memory of a device can do: every byte touched once, by 16-byte accesses.
-#ifndef __CUDACC__
-#include "emulate.h"
-#endif
 
 constexpr int LOADS = 4; // in flight per thread
 

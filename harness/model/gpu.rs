@@ -291,9 +291,16 @@ impl AttentionShape {
 struct Step {
     graph: Box<dyn Graph>,
     known_position: Arc<AtomicU64>,
+    gpu: Gpu,
+    /// What [`Gpu::releases`] was.
+    releases: u64,
 }
 
 impl Graph for Step {
+    fn is_current(&self) -> bool {
+        self.gpu.releases() == self.releases
+    }
+
     fn replay(&self) -> Result<()> {
         self.known_position.store(UNKNOWN, Relaxed);
         self.graph.replay()
@@ -490,6 +497,8 @@ impl Kernels for GpuKernels {
         Ok(Some(Box::new(Step {
             graph: graph?,
             known_position: self.known_position.clone(),
+            gpu: self.gpu.clone(),
+            releases: self.gpu.releases(),
         })))
     }
 

@@ -154,7 +154,15 @@ impl Fp8 {
         })
     }
 
-    fn slices<R>(&self, f: impl FnOnce(&[u8], &[f32]) -> Result<R>) -> Result<R> {
+    /// The weight made of stored `codes` and `scales`.
+    pub(super) fn load(kind: Kind, shape: (usize, usize), tensors: &mut Tensors) -> Result<Self> {
+        check_shape(shape)?;
+        let codes = take(tensors, "codes", DType::U8, &[shape.0, shape.1])?;
+        let scales = take(tensors, "scales", DType::F32, &[shape.0])?;
+        Self::checked(kind, codes, scales, shape)
+    }
+
+    pub(super) fn slices<R>(&self, f: impl FnOnce(&[u8], &[f32]) -> Result<R>) -> Result<R> {
         with_slice("codes", &self.codes, |codes| {
             with_slice("scales", &self.scales, |scales| f(codes, scales))
         })
@@ -247,15 +255,12 @@ impl super::Format for Format {
         let (Some(kind), 8, -1) = (kind, spec.bits, spec.group_size) else {
             return Err(bad_spec(spec, "8 bits and group size -1"));
         };
-        check_shape(shape)?;
-        let codes = take(tensors, "codes", DType::U8, &[shape.0, shape.1])?;
-        let scales = take(tensors, "scales", DType::F32, &[shape.0])?;
-        Ok(Box::new(Fp8::checked(kind, codes, scales, shape)?))
+        Ok(Box::new(Fp8::load(kind, shape, tensors)?))
     }
 }
 
 #[derive(Clone, Copy)]
-struct E4m3;
+pub(super) struct E4m3;
 
 impl Element for E4m3 {
     type Code = u8;

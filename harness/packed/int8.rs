@@ -50,7 +50,25 @@ impl Int8 {
         })
     }
 
-    fn slices<R>(&self, f: impl FnOnce(&[u8], &[f16]) -> Result<R>) -> Result<R> {
+    /// The weight made of stored `codes` and `scales`; one scale for all unless `per_row`.
+    pub(super) fn load(
+        per_row: bool,
+        shape: (usize, usize),
+        tensors: &mut Tensors,
+    ) -> Result<Self> {
+        check_shape(shape)?;
+        let codes = take(tensors, "codes", DType::U8, &[shape.0, shape.1])?;
+        let scales = if per_row { shape.0 } else { 1 };
+        let scales = take(tensors, "scales", DType::F16, &[scales])?;
+        Ok(Self {
+            codes,
+            scales,
+            shape,
+            per_row,
+        })
+    }
+
+    pub(super) fn slices<R>(&self, f: impl FnOnce(&[u8], &[f16]) -> Result<R>) -> Result<R> {
         with_slice("codes", &self.codes, |codes| {
             with_slice("scales", &self.scales, |scales| f(codes, scales))
         })
@@ -140,16 +158,7 @@ impl super::Format for Format {
             (8, 0) => false,
             _ => return Err(bad_spec(spec, "8 bits and group size -1 or 0")),
         };
-        check_shape(shape)?;
-        let codes = take(tensors, "codes", DType::U8, &[shape.0, shape.1])?;
-        let scales = if per_row { shape.0 } else { 1 };
-        let scales = take(tensors, "scales", DType::F16, &[scales])?;
-        Ok(Box::new(Int8 {
-            codes,
-            scales,
-            shape,
-            per_row,
-        }))
+        Ok(Box::new(Int8::load(per_row, shape, tensors)?))
     }
 }
 

@@ -12,10 +12,12 @@
 
 pub mod awq;
 pub mod fp8;
+pub mod fp8_w8a8;
 pub mod full;
 pub mod gptq;
 pub mod grid;
 pub mod int8;
+pub mod int8_w8a8;
 mod linalg;
 pub mod rtn;
 mod stats;
@@ -32,7 +34,9 @@ use std::sync::OnceLock;
 pub static METHODS: &[Family] = &[
     full::FAMILY,
     fp8::FAMILY,
+    fp8_w8a8::FAMILY,
     int8::FAMILY,
+    int8_w8a8::FAMILY,
     rtn::FAMILY,
     awq::FAMILY,
     gptq::FAMILY,

@@ -123,6 +123,8 @@ pub struct MemoryResult {
     /// Allocations inside the bracket that no part claimed, at their highest.
     pub untagged_peak_bytes: usize,
     pub peak_rss_bytes: Option<u64>,
+    /// Of the inputs of the blocks' linears, as they are multiplied.
+    pub activation_dtype: String,
     pub prefill_kernel: String,
     pub decode_kernel: String,
     pub cost: Cost,

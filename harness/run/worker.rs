@@ -17,6 +17,7 @@ use crate::model::kv_cache::KvPrecision;
 use crate::model::weights;
 use crate::report::record::Status;
 use crate::{Error, Result, quant};
+use candle_core::DType;
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::sync::Arc;
@@ -228,6 +229,12 @@ fn measure_memory(
         loaded_bytes: after_load.total_bytes,
         untagged_peak_bytes: highest(|u| u.untagged_bytes),
         peak_rss_bytes: peak_rss_bytes(),
+        activation_dtype: match (first.activations(), decoder.kernels.activation_dtype()) {
+            (Some(rounded), _) => rounded.name().into(),
+            (None, DType::F32) => "fp32".into(),
+            (None, DType::F16) => "fp16".into(),
+            (None, other) => other.as_str().into(),
+        },
         prefill_kernel: first.kernel(workload.batch() * workload.prompt_tokens()),
         decode_kernel: first.kernel(workload.batch()),
         cost: Cost::of(decoder, kv),

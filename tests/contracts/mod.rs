@@ -214,11 +214,15 @@ pub fn forward_multiplies_by_the_dequantized_weight(id: &str, case: &Case) {
             let y = packed.forward(&tensor).unwrap();
             let y: Vec<Vec<f32>> = y.to_vec2().unwrap();
             for (x, y) in x.chunks(k).zip(&y) {
+                let mut x = x.to_vec();
+                if let Some(activations) = packed.activations() {
+                    activations.round(&mut x);
+                }
                 let expected: Vec<f64> = restored
                     .chunks(k)
                     .map(|w| {
                         w.iter()
-                            .zip(x)
+                            .zip(&x)
                             .map(|(w, x)| f64::from(*w) * f64::from(*x))
                             .sum()
                     })
@@ -227,7 +231,7 @@ pub fn forward_multiplies_by_the_dequantized_weight(id: &str, case: &Case) {
                 let scale = expected.iter().fold(0f64, |m, v| m.max(v.abs())).max(
                     1e-1 * restored[..k]
                         .iter()
-                        .zip(x)
+                        .zip(&x)
                         .map(|(w, x)| f64::from((w * x).abs()))
                         .sum::<f64>(),
                 );
@@ -413,9 +417,9 @@ fn stored_bytes(spec: &FormatSpec, n: usize, k: usize) -> usize {
     let bits = spec.bits as usize;
     let stored = match spec.format.as_str() {
         "f32" | "f16" | "bf16" => bits * n * k,
-        "fp8-e4m3" | "fp8-e5m2" => 8 * n * k + 32 * n,
+        "fp8-e4m3" | "fp8-e5m2" | "fp8-e4m3-a8" => 8 * n * k + 32 * n,
         "int8" if spec.group_size == 0 => 8 * n * k + 16,
-        "int8" => 8 * n * k + 16 * n,
+        "int8" | "int8-a8" => 8 * n * k + 16 * n,
         // Codes end on whole bytes per row (K is a multiple of 8 here), zeros per tensor.
         "uint-grouped" => {
             (bits * n * k + 16 * n * groups) + (bits * n * groups).next_multiple_of(8)

@@ -37,6 +37,7 @@ impl Cell {
         row.format = m.spec.format.clone();
         row.weight_bits = Some(m.spec.bits);
         row.group_size = (m.spec.group_size != 0).then_some(m.spec.group_size);
+        row.activation_dtype = m.activation_dtype.clone();
         row.prefill_kernel = m.prefill_kernel.clone();
         row.decode_kernel = m.decode_kernel.clone();
         row.bits_per_weight = Some(m.bits_per_weight);

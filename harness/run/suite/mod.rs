@@ -373,7 +373,6 @@ impl<'a> Suite<'a> {
                 source_format: self.info.model.source_format.clone(),
                 precision: id.clone(),
                 method: method.method().into(),
-                activation_dtype: "fp32".into(),
                 kv_cache: self.options.kv.clone(),
                 status: Status::Skipped,
                 error: "not reached".into(),
