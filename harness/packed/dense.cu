@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_f16_r16(L
 extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_f16_r32(LINEAR_PARAMETERS) {
     linear<F16, 32>(LINEAR_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 1) linear_f16_r64(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_f16_r64(LINEAR_PARAMETERS) {
     linear<F16, 64>(LINEAR_ARGUMENTS);
 }
 extern "C" __global__ void __launch_bounds__(LINEAR_THREADS) linear_f32_r64(LINEAR_PARAMETERS) {

@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_e4m3_r16(
 extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_e4m3_r32(LINEAR_PARAMETERS) {
     linear<E4m3, 32>(LINEAR_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 1) linear_e4m3_r64(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_e4m3_r64(LINEAR_PARAMETERS) {
     linear<E4m3, 64>(LINEAR_ARGUMENTS);
 }
 extern "C" __global__ void dequant_e4m3(DEQUANT_PARAMETERS) {
@@ -66,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_e5m2_r16(
 extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_e5m2_r32(LINEAR_PARAMETERS) {
     linear<E5m2, 32>(LINEAR_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 1) linear_e5m2_r64(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_e5m2_r64(LINEAR_PARAMETERS) {
     linear<E5m2, 64>(LINEAR_ARGUMENTS);
 }
 extern "C" __global__ void dequant_e5m2(DEQUANT_PARAMETERS) {

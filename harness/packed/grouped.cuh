@@ -10,8 +10,8 @@ struct Grouped {
     static constexpr bool GROUPED = true;
 
     /// The zero point of group `i`, as bytes that are not looked at yet: three bits can lie in two.
-    static __device__ __forceinline__ void load_zero(unsigned (&into)[2], const unsigned char* zeros, int i) {
-        size_t bit = size_t(unsigned(i)) * BITS;
+    static __device__ __forceinline__ void load_zero(unsigned (&into)[2], const unsigned char* zeros, unsigned i) {
+        unsigned bit = i * BITS;
         into[0] = __ldg(zeros + bit / 8);
         if constexpr (BITS == 3) into[1] = __ldg(zeros + (bit + BITS - 1) / 8);
     }
@@ -22,7 +22,7 @@ struct Grouped {
     }
     static __device__ __forceinline__ unsigned zero_at(const unsigned char* zeros, size_t i) {
         unsigned bytes[2];
-        load_zero(bytes, zeros, int(i));
+        load_zero(bytes, zeros, unsigned(i));
         return zero(bytes, unsigned(i) * BITS % 8);
     }
 

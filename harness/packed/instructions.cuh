@@ -39,6 +39,17 @@ __device__ __forceinline__ uint4 load_stream(const uint4* p) {
 __device__ __forceinline__ unsigned as_bits(half2 v) { return *reinterpret_cast<unsigned*>(&v); }
 __device__ __forceinline__ half2 as_half2(unsigned v) { return *reinterpret_cast<half2*>(&v); }
 
+/// `a & mask | base` in one instruction: the compiler makes two of it where both are constants.
+__device__ __forceinline__ unsigned masked_on(unsigned a, unsigned mask, unsigned base) {
+#ifdef __CUDACC__
+    unsigned v;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(v) : "r"(a), "r"(mask), "r"(base));
+    return v;
+#else
+    return (a & mask) | base;
+#endif
+}
+
 /// `a - b` and `a * b + c` on pairs of halves.
 __device__ __forceinline__ unsigned subtract2(unsigned a, unsigned b) {
     return as_bits(__hsub2(as_half2(a), as_half2(b)));

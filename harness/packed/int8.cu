@@ -36,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_int8_r16(
 extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_int8_r32(LINEAR_PARAMETERS) {
     linear<Int8, 32>(LINEAR_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 1) linear_int8_r64(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_int8_r64(LINEAR_PARAMETERS) {
     linear<Int8, 64>(LINEAR_ARGUMENTS);
 }
 extern "C" __global__ void dequant_int8(DEQUANT_PARAMETERS) {

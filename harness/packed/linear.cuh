@@ -90,28 +90,29 @@ __device__ __forceinline__ void load_weights(float (&v)[8], const Member& w, siz
     for (int i = 0; i < 8; ++i) v[i] = unit * 8 + i < k_in ? (v[i] - zero) * scale : 0.0f;
 }
 
-/// Any shape: a warp for each weight row, eight rows of x at a time.
+/// Any shape: a warp for each weight row, four rows of x at a time.
 template <class F, int TILE>
 __device__ __forceinline__ void linear_plain(const Member& w, int first, const half* x, int rows, int k_in, int group, int output) {
+    constexpr int ROWS = 4;
     int lane = threadIdx.x % 32;
     int units = (k_in + 7) / 8;
     for (int n = first + threadIdx.x / 32; n < min(first + TILE, w.n_out); n += LINEAR_WARPS) {
-        for (int row = 0; row < rows; row += 8) {
-            float sum[8] = {};
+        for (int row = 0; row < rows; row += ROWS) {
+            float sum[ROWS] = {};
             for (int unit = lane; unit < units; unit += 32) {
                 float v[8];
                 load_weights<F>(v, w, n, unit, k_in, group);
 #pragma unroll
-                for (int r = 0; r < 8; ++r) {
-                    const half* own = x + size_t(min(row + r, rows - 1)) * k_in + unit * 8;
+                for (int r = 0; r < ROWS; ++r) {
+                    unsigned own = min(row + r, rows - 1) * k_in + unit * 8;
 #pragma unroll
                     for (int i = 0; i < 8; ++i) {
-                        if (unit * 8 + i < k_in) sum[r] = fmaf(v[i], __half2float(own[i]), sum[r]);
+                        if (unit * 8 + i < k_in) sum[r] = fmaf(v[i], __half2float(x[own + i]), sum[r]);
                     }
                 }
             }
 #pragma unroll
-            for (int r = 0; r < 8; ++r) {
+            for (int r = 0; r < ROWS; ++r) {
 #pragma unroll
                 for (int lanes = 16; lanes > 0; lanes /= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], lanes);
                 if (lane == 0 && row + r < rows) write_output(w, row + r, n, sum[r], output);
@@ -120,92 +121,120 @@ __device__ __forceinline__ void linear_plain(const Member& w, int first, const h
     }
 }
 
-/// What a lane reads of a chunk: a piece of rows g and g + 8, and of groups the scale and the
-/// zero point. Nothing is computed from them before their turn, so loads stay in flight.
-template <class F>
-struct Chunk {
-    unsigned words[2][F::WORDS];
-    unsigned short scale[2];
-    unsigned zero[2][2];
-    unsigned zero_shift;
-};
-
-/// Where a lane stands in a matrix of which groups span whole loads.
-///
-/// LOAD bytes go to a lane at once, and 4 * LOAD of a row to its four: SPAN inputs, which must be
-/// of one group. A piece is PIECE / LOAD such loads.
+/// How loads of LOAD bytes cover a chunk: LOAD bytes go to a lane at once, and 4 * LOAD of a row to
+/// its four: a span of inputs, which must be of one group. A lane's piece of a chunk is PIECE /
+/// LOAD such loads.
 template <class F, int LOAD>
-struct Reader {
+struct Layout {
     static constexpr int SPANS = F::PIECE / LOAD;
     static constexpr int SPAN = 4 * LOAD * 8 / F::BITS;
     static constexpr int CHUNK = SPANS * SPAN;
+    static constexpr int CHUNK_BYTES = SPANS * 4 * LOAD;
+    static constexpr int UNITS = LOAD / F::BITS;
+    /// Scales of two rows and SPANS groups, shared by four lanes.
+    static constexpr int SCALES = SPANS > 2 ? SPANS / 2 : 1;
+};
 
+/// What a lane reads of a chunk: a piece of rows g and g + 8, and of groups its part of the scales
+/// and zero points. Nothing is computed from them before their turn, so loads stay in flight.
+template <class F, int LOAD>
+struct Chunk {
+    unsigned words[2][F::WORDS];
+    unsigned short scale[Layout<F, LOAD>::SCALES];
+    unsigned zero[Layout<F, LOAD>::SCALES][2];
+    unsigned zero_shift[Layout<F, LOAD>::SCALES];
+};
+
+/// Where a warp stands in 16 weight rows: at chunk `at`. Loads are of chunks so and so far from
+/// there, which the compiler knows, so that most addresses are a pointer and a constant.
+template <class F, int LOAD>
+struct Reader {
+    using L = Layout<F, LOAD>;
+
+    int at;
     const char* row[2];
+    /// Bytes of a row from the lane's part of chunk `at` on.
+    int left;
+    // Of the row and span whose scale the lane loads.
     const half* scales;
     const unsigned char* zeros;
-    int row_bytes, lane_byte, chunks;
-    // First group of row g; as far as row g + 8 is from there.
-    int first_group, group_stride, groups;
+    unsigned first_group;
     float groups_per_span;
+    int groups;
 
+    /// Of rows from `first` on. Those behind the last are read as the last, and their sums
+    /// dropped.
     __device__ __forceinline__ Reader(const Member& w, int first, int k_in, int group) {
         int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-        row_bytes = k_in * F::BITS / 8;
-        lane_byte = t * LOAD;
-        chunks = (k_in + CHUNK - 1) / CHUNK;
-        // Rows behind the last are read as the last, and their sums dropped.
-        int low = min(first + g, w.n_out - 1), high = min(first + g + 8, w.n_out - 1);
-        row[0] = static_cast<const char*>(w.codes) + size_t(low) * row_bytes + lane_byte;
-        row[1] = static_cast<const char*>(w.codes) + size_t(high) * row_bytes + lane_byte;
+        int row_bytes = k_in * F::BITS / 8;
+        at = 0;
+        left = row_bytes - t * LOAD;
+        int rows[2] = {min(first + g, w.n_out - 1), min(first + g + 8, w.n_out - 1)};
+#pragma unroll
+        for (int r = 0; r < 2; ++r) row[r] = static_cast<const char*>(w.codes) + size_t(rows[r]) * row_bytes + t * LOAD;
         if constexpr (F::GROUPED) {
             scales = static_cast<const half*>(w.scales);
             zeros = static_cast<const unsigned char*>(w.zeros);
             groups = w.scales_per_row;
-            first_group = low * groups;
-            group_stride = (high - low) * groups;
-            groups_per_span = groups == 1 ? 0.0f : float(SPAN) / float(group);
+            first_group = (t % 2 ? rows[1] : rows[0]) * groups;
+            groups_per_span = groups == 1 ? 0.0f : float(L::SPAN) / float(group);
         }
     }
 
-    /// Group of a span. Groups are whole spans, and the half keeps clear of rounding: exact below
-    /// 2^21 spans.
-    __device__ __forceinline__ int group_of(int span) const {
-        return min(int((float(span) + 0.5f) * groups_per_span), groups - 1);
+    __device__ __forceinline__ void advance(int chunks) {
+        at += chunks;
+        left -= chunks * L::CHUNK_BYTES;
+        row[0] += chunks * L::CHUNK_BYTES;
+        row[1] += chunks * L::CHUNK_BYTES;
     }
 
-    __device__ __forceinline__ void load(Chunk<F>& into, int chunk) const {
+    /// Whether the lane's part of a span `ahead` spans further lies in the row.
+    __device__ __forceinline__ bool inside(int ahead) const { return ahead * 4 * LOAD < left; }
+
+    /// A chunk that lies `ahead`; PART of one at the end of the row.
+    template <bool PART>
+    __device__ __forceinline__ void load(Chunk<F, LOAD>& into, int ahead) const {
 #pragma unroll
-        for (int i = 0; i < SPANS; ++i) {
-            int byte = (chunk * SPANS + i) * 4 * LOAD;
-            bool inside = byte + lane_byte < row_bytes;
+        for (int i = 0; i < L::SPANS; ++i) {
+            bool there = !PART || inside(ahead * L::SPANS + i);
 #pragma unroll
-            for (int r = 0; r < 2; ++r) load_words<LOAD>(&into.words[r][i * LOAD / 4], row[r] + byte, inside);
+            for (int r = 0; r < 2; ++r) load_words(&into.words[r][i * LOAD / 4], row[r] + ahead * L::CHUNK_BYTES + i * 4 * LOAD, there);
         }
         if constexpr (F::GROUPED) {
-            // Of several spans each lane asks for one.
-            int i = first_group + group_of(chunk * SPANS + threadIdx.x % SPANS);
-            into.zero_shift = unsigned(i) * F::BITS % 8;
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                into.scale[r] = __half_as_ushort(__ldg(scales + i));
-                F::load_zero(into.zero[r], zeros, i);
-                i += group_stride;
+            for (int j = 0; j < L::SCALES; ++j) {
+                // Lanes of even t take row g, of odd t row g + 8.
+                int span = (at + ahead) * L::SPANS + (threadIdx.x % 4 + j * 4) / 2 % L::SPANS;
+                // A group is whole spans, and the half keeps clear of rounding: exact below 2^21.
+                int group = int((float(span) + 0.5f) * groups_per_span);
+                unsigned i = first_group + (PART ? min(group, groups - 1) : group);
+                into.scale[j] = __half_as_ushort(__ldg(scales + i));
+                F::load_zero(into.zero[j], zeros, i);
+                into.zero_shift[j] = i * F::BITS % 8;
             }
         }
     }
 
-    template <int BYTES>
-    static __device__ __forceinline__ void load_words(unsigned* into, const char* from, bool inside) {
-        if constexpr (BYTES == 16) {
-            uint4 v = inside ? load_stream(reinterpret_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0);
+    static __device__ __forceinline__ void load_words(unsigned* into, const char* from, bool there) {
+        if constexpr (LOAD == 16) {
+            uint4 v = there ? load_stream(reinterpret_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0);
             into[0] = v.x, into[1] = v.y, into[2] = v.z, into[3] = v.w;
-        } else if constexpr (BYTES == 8) {
-            uint2 v = inside ? __ldg(reinterpret_cast<const uint2*>(from)) : make_uint2(0, 0);
+        } else if constexpr (LOAD == 8) {
+            uint2 v = there ? __ldg(reinterpret_cast<const uint2*>(from)) : make_uint2(0, 0);
             into[0] = v.x, into[1] = v.y;
         } else {
 #pragma unroll
-            for (int i = 0; i < BYTES / 4; ++i) into[i] = inside ? __ldg(reinterpret_cast<const unsigned*>(from) + i) : 0;
+            for (int i = 0; i < LOAD / 4; ++i) into[i] = there ? __ldg(reinterpret_cast<const unsigned*>(from) + i) : 0;
         }
+    }
+
+    /// Scale and zero point of row g (0) or g + 8 (1) in a span of a loaded chunk.
+    static __device__ __forceinline__ void scale_of(const Chunk<F, LOAD>& chunk, int span, int r, float& scale, typename F::Offset& offset) {
+        int part = span * 2 + r, j = part / 4;
+        unsigned both = chunk.scale[j] | F::zero(chunk.zero[j], chunk.zero_shift[j]) << 16;
+        both = __shfl_sync(0xffffffffu, both, part % 4, 4);
+        scale = __half2float(__ushort_as_half(static_cast<unsigned short>(both)));
+        offset = F::offset(both >> 16);
     }
 };
 
@@ -221,138 +250,156 @@ __device__ __forceinline__ void join_pairs(unsigned (&p)[4]) {
     p[0] = a, p[1] = b, p[2] = c, p[3] = d;
 }
 
-/// The sums of one warp: 16 weight rows by R rows of x, over the chunks that are its own.
-template <class F, int R, int LOAD>
+/// The sums of one warp: 16 weight rows by COLUMNS rows of x, over the chunks that are its own.
+template <class F, int COLUMNS, int LOAD>
 struct Product {
-    using Read = Reader<F, LOAD>;
-    static constexpr int TILES = R / 8;
+    using L = Layout<F, LOAD>;
+    using C = Chunk<F, LOAD>;
+    static constexpr int TILES = COLUMNS / 8;
     // Few rows of x are cheaper to reorder than the weights.
     static constexpr bool SPLIT_X = F::SPLIT && TILES <= 2;
 
+    Reader<F, LOAD> read;
     float sum[TILES][4];
-    // Of row g of each tile of eight rows of x, at the first of the lane's inputs; rows behind
-    // the last are read as the last, and their sums dropped.
+    /// The lane's first input in chunk `read.at` of row g of x, and as far as row g of the other
+    /// tiles of eight is from there. Rows behind the last are read as the last, and their sums
+    /// dropped.
     const half* x;
-    int x_row[TILES];
+    int to_tile[TILES];
 
-    __device__ __forceinline__ Product(const half* first, int rows, int k_in) {
+    __device__ __forceinline__ Product(const Member& w, int first, const half* from, int column, int rows, int k_in, int group)
+        : read(w, first, k_in, group) {
         int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-        x = first + t * (LOAD * 8 / F::BITS);
+        int row = min(column + g, rows - 1);
+        x = from + size_t(row) * k_in + t * (LOAD * 8 / F::BITS);
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
-            x_row[n] = min(n * 8 + g, rows - 1) * k_in;
+            to_tile[n] = (min(column + n * 8 + g, rows - 1) - row) * k_in;
 #pragma unroll
             for (int i = 0; i < 4; ++i) sum[n][i] = 0.0f;
         }
     }
 
-    __device__ __forceinline__ void add(const Chunk<F>& chunk, int index, const Read& read) {
-        constexpr int UNITS = LOAD / F::BITS;
+    __device__ __forceinline__ void advance(int chunks) {
+        read.advance(chunks);
+        x += chunks * L::CHUNK;
+    }
+
+    /// Every SLICES-th run of chunks from `slice` on, DEPTH chunks on the way.
+    template <int SLICES>
+    __device__ __forceinline__ void run(int slice, int k_in) {
+        // Chunks of a run are neighbours, so that a warp reads whole cache lines.
+        constexpr int RUN = F::RUN, DEPTH = LOAD == F::PIECE ? F::DEPTH : RUN;
+        static_assert(DEPTH % RUN == 0, "whole runs");
+        int whole = k_in / L::CHUNK;
+        C chunks[DEPTH];
+        advance(slice * RUN);
 #pragma unroll
-        for (int span = 0; span < Read::SPANS; ++span) {
-            int byte = (index * Read::SPANS + span) * 4 * LOAD;
-            bool inside = byte + read.lane_byte < read.row_bytes;
-            int k = (index * Read::SPANS + span) * Read::SPAN;
+        for (int i = 0; i < DEPTH; ++i) {
+            int ahead = i / RUN * SLICES * RUN + i % RUN;
+            if (read.at + ahead < whole) read.template load<false>(chunks[i], ahead);
+        }
+        for (; read.at < whole; advance(DEPTH * SLICES)) {
+#pragma unroll
+            for (int i = 0; i < DEPTH; ++i) {
+                int ahead = i / RUN * SLICES * RUN + i % RUN;
+                if (read.at + ahead < whole) add<false>(chunks[i], ahead);
+                ahead += DEPTH * SLICES;
+                if (read.at + ahead < whole) read.template load<false>(chunks[i], ahead);
+            }
+        }
+        if (k_in % L::CHUNK && whole / RUN % SLICES == slice) {
+            advance(whole - read.at);
+            read.template load<true>(chunks[0], 0);
+            add<true>(chunks[0], 0);
+        }
+    }
+
+    template <bool PART>
+    __device__ __forceinline__ void add(const C& chunk, int ahead) {
+#pragma unroll
+        for (int span = 0; span < L::SPANS; ++span) {
+            typename F::Offset offset[2] = {};
             if constexpr (F::GROUPED) {
-                float scale[2];
-                typename F::Offset offset[2];
+                float scale[2], part[TILES][4] = {};
 #pragma unroll
-                for (int r = 0; r < 2; ++r) {
-                    unsigned zero = F::zero(chunk.zero[r], chunk.zero_shift);
-                    unsigned both = chunk.scale[r] | zero << 16;
-                    if constexpr (Read::SPANS > 1) both = __shfl_sync(0xffffffffu, both, span, Read::SPANS);
-                    scale[r] = __half2float(__ushort_as_half(static_cast<unsigned short>(both)));
-                    offset[r] = F::offset(both >> 16);
-                }
-                float part[TILES][4] = {};
-#pragma unroll
-                for (int u = 0; u < UNITS; ++u) add_unit(part, chunk, span * UNITS + u, k + u * 8, inside, offset);
+                for (int r = 0; r < 2; ++r) read.scale_of(chunk, span, r, scale[r], offset[r]);
+                add_span<PART>(part, chunk, ahead, span, offset);
 #pragma unroll
                 for (int n = 0; n < TILES; ++n) {
 #pragma unroll
                     for (int i = 0; i < 4; ++i) sum[n][i] = fmaf(part[n][i], scale[i / 2], sum[n][i]);
                 }
             } else {
-                typename F::Offset offset[2] = {};
-#pragma unroll
-                for (int u = 0; u < UNITS; ++u) add_unit(sum, chunk, span * UNITS + u, k + u * 8, inside, offset);
+                add_span<PART>(sum, chunk, ahead, span, offset);
             }
         }
     }
 
-    /// Eight weights of two rows for each lane: two matrix instructions for each tile.
-    __device__ __forceinline__ void add_unit(float (&into)[TILES][4], const Chunk<F>& chunk, int unit, int k, bool inside, const typename F::Offset (&offset)[2]) {
-        unsigned low[4], high[4];
-        F::decode(low, chunk.words[0], unit, offset[0]);
-        F::decode(high, chunk.words[1], unit, offset[1]);
-        if constexpr (F::SPLIT && !SPLIT_X) {
-            join_pairs(low);
-            join_pairs(high);
-        }
-        unsigned first[4] = {low[0], high[0], low[1], high[1]};
-        unsigned second[4] = {low[2], high[2], low[3], high[3]};
+    /// For each lane eight weights of two rows at a time: two matrix instructions for each tile.
+    template <bool PART>
+    __device__ __forceinline__ void add_span(float (&into)[TILES][4], const C& chunk, int ahead, int span, const typename F::Offset (&offset)[2]) const {
+        bool there = !PART || read.inside(ahead * L::SPANS + span);
 #pragma unroll
-        for (int n = 0; n < TILES; ++n) {
-            uint4 v = make_uint4(0, 0, 0, 0);
-            if (inside) v = __ldg(reinterpret_cast<const uint4*>(x + x_row[n] + k));
-            unsigned p[4] = {v.x, v.y, v.z, v.w};
-            if constexpr (SPLIT_X) split_pairs(p);
-            multiply_add(into[n], first, {p[0], p[1]});
-            multiply_add(into[n], second, {p[2], p[3]});
+        for (int u = 0; u < L::UNITS; ++u) {
+            unsigned low[4], high[4];
+            F::decode(low, chunk.words[0], span * L::UNITS + u, offset[0]);
+            F::decode(high, chunk.words[1], span * L::UNITS + u, offset[1]);
+            if constexpr (F::SPLIT && !SPLIT_X) {
+                join_pairs(low);
+                join_pairs(high);
+            }
+            unsigned first[4] = {low[0], high[0], low[1], high[1]};
+            unsigned second[4] = {low[2], high[2], low[3], high[3]};
+#pragma unroll
+            for (int n = 0; n < TILES; ++n) {
+                const half* from = (n ? x + to_tile[n] : x) + ahead * L::CHUNK + span * L::SPAN + u * 8;
+                uint4 v = there ? __ldg(reinterpret_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0);
+                unsigned p[4] = {v.x, v.y, v.z, v.w};
+                if constexpr (SPLIT_X) split_pairs(p);
+                multiply_add(into[n], first, {p[0], p[1]});
+                multiply_add(into[n], second, {p[2], p[3]});
+            }
         }
     }
 };
 
-/// Every SLICES-th run of chunks, DEPTH chunks on the way.
-template <class F, int R, int LOAD, int SLICES>
-__device__ __forceinline__ void accumulate(Product<F, R, LOAD>& product, const Reader<F, LOAD>& read, int slice) {
-    // Chunks of a run are neighbours, so that a warp reads whole cache lines.
-    constexpr int RUN = F::RUN, DEPTH = F::DEPTH;
-    static_assert(DEPTH % RUN == 0, "whole runs");
-    Chunk<F> chunks[DEPTH];
-    int at = slice * RUN;
-#pragma unroll
-    for (int i = 0; i < DEPTH; ++i) {
-        int chunk = at + i / RUN * SLICES * RUN + i % RUN;
-        if (chunk < read.chunks) read.load(chunks[i], chunk);
-    }
-    for (; at < read.chunks; at += DEPTH * SLICES) {
-#pragma unroll
-        for (int i = 0; i < DEPTH; ++i) {
-            int now = at + i / RUN * SLICES * RUN + i % RUN, later = now + DEPTH * SLICES;
-            if (now < read.chunks) product.add(chunks[i], now, read);
-            if (later < read.chunks) read.load(chunks[i], later);
-        }
-    }
-}
-
-/// Sums of each warp, by row of x and weight row; 20 keeps a warp's writes in different banks.
+/// How the warps of a block divide its outputs and k: more rows of x share what a block reads of
+/// them among more weight rows, and a warp's sums stay in few enough registers.
 template <int R>
-using Sums = float[LINEAR_WARPS][R][20];
+struct Division {
+    static constexpr int ROW_TILES = linear_tile(R) / 16;
+    static constexpr int COLUMNS = R < 32 ? R : 32;
+    static constexpr int COLUMN_TILES = R / COLUMNS;
+    static constexpr int SLICES = LINEAR_WARPS / ROW_TILES / COLUMN_TILES;
+    /// By warp, row of x and weight row; 20 keeps a warp's writes in different banks.
+    using Sums = float[LINEAR_WARPS][COLUMNS][20];
+};
 
 /// A block's outputs, by loads of LOAD bytes.
 template <class F, int R, int LOAD>
-__device__ __forceinline__ void linear_tiles(Sums<R>& sums, const Member& w, int first, const half* x, int rows, int k_in, int group, int output) {
-    constexpr int ROW_TILES = linear_tile(R) / 16, SLICES = LINEAR_WARPS / ROW_TILES;
+__device__ __forceinline__ void linear_tiles(typename Division<R>::Sums& sums, const Member& w, int first, const half* x, int rows, int k_in, int group, int output) {
+    using D = Division<R>;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int row_tile = warp % ROW_TILES;
-    Product<F, R, LOAD> product(x, rows, k_in);
-    if (first + row_tile * 16 < w.n_out) {
-        Reader<F, LOAD> read(w, first + row_tile * 16, k_in, group);
-        accumulate<F, R, LOAD, SLICES>(product, read, warp / ROW_TILES);
-    }
+    int row_tile = warp % D::ROW_TILES, column_tile = warp / D::ROW_TILES % D::COLUMN_TILES;
+    int slice = warp / (D::ROW_TILES * D::COLUMN_TILES);
+    Product<F, D::COLUMNS, LOAD> product(w, first + row_tile * 16, x, column_tile * D::COLUMNS, rows, k_in, group);
+    if (first + row_tile * 16 < w.n_out && column_tile * D::COLUMNS < rows) product.template run<D::SLICES>(slice, k_in);
 #pragma unroll
-    for (int n = 0; n < R / 8; ++n) {
+    for (int n = 0; n < D::COLUMNS / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) sums[warp][n * 8 + lane % 4 * 2 + i % 2][lane / 4 + i / 2 * 8] = product.sum[n][i];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < rows * ROW_TILES * 16; i += LINEAR_THREADS) {
-        int n = i % (ROW_TILES * 16), row = i / (ROW_TILES * 16);
+    for (int i = threadIdx.x; i < rows * linear_tile(R); i += LINEAR_THREADS) {
+        int n = i % linear_tile(R), row = i / linear_tile(R);
         if (first + n >= w.n_out) continue;
         float sum = 0.0f;
 #pragma unroll
-        for (int slice = 0; slice < SLICES; ++slice) sum += sums[slice * ROW_TILES + n / 16][row][n % 16];
+        for (int slice = 0; slice < D::SLICES; ++slice) {
+            int tile = (slice * D::COLUMN_TILES + row / D::COLUMNS) * D::ROW_TILES + n / 16;
+            sum += sums[tile][row % D::COLUMNS][n % 16];
+        }
         if constexpr (!F::GROUPED) sum *= F::FACTOR * F::scale(w, first + n);
         write_output(w, row, first + n, sum, output);
     }
@@ -376,20 +423,24 @@ __device__ __forceinline__ bool groups_fit(const Member& w, int group) {
 template <class F, int R>
 __device__ __forceinline__ void linear(const Members& members, const half* x, int rows, int k_in, int group, int output) {
     constexpr int TILE = linear_tile(R);
-    __shared__ Sums<R> sums;
+    __shared__ typename Division<R>::Sums sums;
     int block = blockIdx.x;
     Member w = member_of<TILE>(members, block);
     int first = block * TILE;
     bool whole = fits<F>(w, x, k_in);
     if (whole && groups_fit<F, F::PIECE>(w, group)) return linear_tiles<F, R, F::PIECE>(sums, w, first, x, rows, k_in, group, output);
     // Narrow loads read as many bytes of smaller groups, with more instructions.
+    #ifndef NONARROW
     if constexpr (F::GROUPED && F::PIECE == 16) {
         if (whole && groups_fit<F, 8>(w, group)) return linear_tiles<F, R, 8>(sums, w, first, x, rows, k_in, group, output);
         if constexpr (F::BITS <= 4) {
             if (whole && groups_fit<F, 4>(w, group)) return linear_tiles<F, R, 4>(sums, w, first, x, rows, k_in, group, output);
         }
     }
+#endif
+#ifndef NOPLAIN
     linear_plain<F, TILE>(w, first, x, rows, k_in, group, output);
+#endif
 }
 
 /// The body of dequant_<format>: rows first_row .. first_row + rows of a member as `out`

@@ -18,10 +18,10 @@ struct U3 : Grouped<3> {
         unsigned word = unit * 24 / 32, next = word + 1 < WORDS ? word + 1 : word;
         unsigned codes = __funnelshift_r(words[word], words[next], unit * 24 % 32);
         unsigned halves = (codes & 0x00000fff) | (codes << 4 & 0x0fff0000);
-        p[0] = subtract2((halves & 0x00070007) | HALF_1024, offset.of_1);
-        p[1] = fused2((halves & 0x00380038) | HALF_1024, HALF_8TH, offset.of_8);
-        p[2] = fused2((halves & 0x01c001c0) | HALF_1024, HALF_64TH, offset.of_64);
-        p[3] = subtract2((halves >> 9 & 0x00070007) | HALF_1024, offset.of_1);
+        p[0] = subtract2(masked_on(halves, 0x00070007, HALF_1024), offset.of_1);
+        p[1] = fused2(masked_on(halves, 0x00380038, HALF_1024), HALF_8TH, offset.of_8);
+        p[2] = fused2(masked_on(halves, 0x01c001c0, HALF_1024), HALF_64TH, offset.of_64);
+        p[3] = subtract2(masked_on(halves >> 9, 0x00070007, HALF_1024), offset.of_1);
     }
 };
 
@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_u3_r16(LI
 extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u3_r32(LINEAR_PARAMETERS) {
     linear<U3, 32>(LINEAR_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 1) linear_u3_r64(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u3_r64(LINEAR_PARAMETERS) {
     linear<U3, 64>(LINEAR_ARGUMENTS);
 }
 extern "C" __global__ void dequant_u3(DEQUANT_PARAMETERS) {

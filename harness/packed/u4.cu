@@ -17,10 +17,10 @@ struct U4 : Grouped<4> {
     }
     static __device__ __forceinline__ void decode(unsigned (&p)[4], const unsigned (&words)[WORDS], int unit, const Offset& offset) {
         unsigned low = words[unit], high = low >> 8;
-        p[0] = subtract2((low & 0x000f000f) | HALF_1024, offset.of_1);
-        p[1] = fused2((low & 0x00f000f0) | HALF_1024, HALF_16TH, offset.of_16);
-        p[2] = subtract2((high & 0x000f000f) | HALF_1024, offset.of_1);
-        p[3] = fused2((high & 0x00f000f0) | HALF_1024, HALF_16TH, offset.of_16);
+        p[0] = subtract2(masked_on(low, 0x000f000f, HALF_1024), offset.of_1);
+        p[1] = fused2(masked_on(low, 0x00f000f0, HALF_1024), HALF_16TH, offset.of_16);
+        p[2] = subtract2(masked_on(high, 0x000f000f, HALF_1024), offset.of_1);
+        p[3] = fused2(masked_on(high, 0x00f000f0, HALF_1024), HALF_16TH, offset.of_16);
     }
 };
 
@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_u4_r16(LI
 extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u4_r32(LINEAR_PARAMETERS) {
     linear<U4, 32>(LINEAR_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 1) linear_u4_r64(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u4_r64(LINEAR_PARAMETERS) {
     linear<U4, 64>(LINEAR_ARGUMENTS);
 }
 extern "C" __global__ void dequant_u4(DEQUANT_PARAMETERS) {

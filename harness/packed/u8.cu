@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_u8_r16(LI
 extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u8_r32(LINEAR_PARAMETERS) {
     linear<U8, 32>(LINEAR_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 1) linear_u8_r64(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u8_r64(LINEAR_PARAMETERS) {
     linear<U8, 64>(LINEAR_ARGUMENTS);
 }
 extern "C" __global__ void dequant_u8(DEQUANT_PARAMETERS) {
