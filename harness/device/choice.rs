@@ -129,6 +129,16 @@ mod tests {
         }
     }
 
+    /// Whatever the machine has: a GPU of that number it has not.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_gpu_that_is_not_there_is_an_error_in_words() {
+        let said = open("cuda:4096").map(|_| ()).unwrap_err().to_string();
+        println!("{said}");
+        assert!(said.starts_with("unsupported: cuda:4096: ") || said.starts_with("cuda: "));
+        assert_eq!(said.lines().count(), 2, "{said}");
+    }
+
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn without_the_feature_says_how_to_build_with_it() {

@@ -1,4 +1,5 @@
 // What the memory of a device can do: every byte touched once, by 16-byte accesses.
+#include "gpu.cuh"
 
 constexpr int LOADS = 4; // in flight per thread
 
