@@ -7,8 +7,8 @@ use common::{quantbench, smollm2, stderr};
 use quantbench::report::Tables;
 use std::path::Path;
 
-const PRECISIONS: &str = "fp32,fp16,fp8,int8,int8-tensor,rtn-int4,awq-int4,gptq-int4,\
-                          gptq-int4-noao,rtn-int3,awq-int3,gptq-int3";
+const PRECISIONS: &str = "fp32,fp16,fp8,fp8-w8a8,int8,int8-w8a8,int8-tensor,rtn-int4,awq-int4,\
+                          gptq-int4,gptq-int4-noao,rtn-int3,awq-int3,gptq-int3";
 
 /// The pairwise differences of a run over all texts.
 struct Costs(Tables);
@@ -70,6 +70,12 @@ impl Costs {
         for (gentle, fraction) in [("int8", 0.1), ("fp8", 0.35)] {
             let (cost, _, _) = show("fp16", gentle);
             assert!(cost < fraction * floor, "{gentle} costs {cost} of {floor}");
+        }
+        for (weights, both) in [("fp8", "fp8-w8a8"), ("int8", "int8-w8a8")] {
+            let (activations, _, _) = show(weights, both);
+            assert!(activations > 0.0, "{both} costs less than {weights}");
+            let (cost, _, _) = show("fp16", both);
+            assert!(cost < 0.5 * floor, "{both} costs {cost} of {floor}");
         }
         let (mean, low, high) = show("int8", "int8-tensor");
         assert!(
