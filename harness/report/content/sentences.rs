@@ -400,11 +400,11 @@ fn speed_note(tables: &Tables) -> String {
 }
 
 fn shares_note(tables: &Tables) -> String {
-    let shares = tables.results.iter().map(|row| (row.mbu, row.mfu));
-    if shares.clone().all(|share| share == (None, None)) {
+    if !has_shares(tables) {
         return String::new();
     }
-    let beyond = match shares.filter_map(|(mbu, _)| mbu).any(|mbu| mbu > 1.0) {
+    let mut shares = tables.results.iter().filter_map(|row| row.mbu);
+    let beyond = match shares.any(|mbu| mbu > 1.0) {
         true => ", as it does here",
         false => "",
     };
