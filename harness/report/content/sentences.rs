@@ -224,6 +224,7 @@ pub fn method_notes(tables: &Tables) -> Vec<(&'static str, String)> {
             .into(),
     );
     note("Model", model_note(tables));
+    note("GPU while timed", gpu_note(tables));
     note("Machine", machine_note(tables));
     note("Roofline", roofline_note(tables));
     note("Version", {
@@ -420,6 +421,36 @@ fn shares_note(tables: &Tables) -> String {
     )
 }
 
+fn gpu_note(tables: &Tables) -> String {
+    let lines: Vec<String> = tables
+        .results
+        .iter()
+        .filter_map(|row| {
+            let clock = row
+                .gpu_clock_mhz_median
+                .map(|mhz| format!("{} MHz", format::number(mhz, 0)));
+            let throttled = row.throttled.map(|throttled| match throttled {
+                true => "clock held down".to_string(),
+                false => "clock free".to_string(),
+            });
+            let energy = row
+                .joules_per_token
+                .map(|joules| format!("{} J per token", format::seconds(joules)));
+            let parts: Vec<String> = [clock, throttled, energy].into_iter().flatten().collect();
+            (!parts.is_empty()).then(|| format!("{}: {}", label(tables, row), parts.join(", ")))
+        })
+        .collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    format!(
+        "Read from the driver (NVML) in the timed repetitions: median clock of the \
+         multiprocessors, whether power, heat or hardware held it down, and the energy of the \
+         decode phase over its tokens. {}.",
+        lines.join("; ")
+    )
+}
+
 fn roofline_note(tables: &Tables) -> String {
     let Some(roofline) = &tables.info.roofline else {
         return String::new();
@@ -542,6 +573,28 @@ fn machine_note(tables: &Tables) -> String {
         }
     }
     parts.push(one_line(&format!("{} {}", host.os, host.kernel)));
+    parts.extend(host.gpus.iter().map(|gpu| {
+        let memory = gpu.memory_bytes.map(|bytes| {
+            let size = ByteUnit {
+                decimals: 0,
+                ..ByteUnit::for_largest([bytes])
+            };
+            size.with_unit(bytes)
+        });
+        let power = gpu
+            .power_limit_w
+            .map(|watts| format!("{} W at most", format::number(watts, 0)));
+        let details: Vec<String> = memory.into_iter().chain(power).collect();
+        match details.is_empty() {
+            true => one_line(&gpu.name),
+            false => format!("{} ({})", one_line(&gpu.name), details.join(", ")),
+        }
+    }));
+    parts.extend(
+        host.gpu_driver
+            .iter()
+            .map(|version| format!("GPU driver {}", one_line(version))),
+    );
     format!("{}.", parts.join(", "))
 }
 
