@@ -3,6 +3,7 @@
 use super::super::child::Ending;
 use super::super::host;
 use super::super::job::{Event, MemoryResult};
+use super::telemetry::Watched;
 use crate::measure::quality::WindowScore;
 use crate::measure::roofline::Cost;
 use crate::measure::speed::{Sample, Workload};
@@ -29,6 +30,7 @@ pub(super) struct Cell {
     pub(super) measured: bool,
     /// What its model asks of a machine, once its measuring child has told.
     pub(super) cost: Option<Cost>,
+    pub(super) watched: Watched,
 }
 
 impl Cell {

@@ -3,12 +3,14 @@
 mod cell;
 mod roofline;
 mod rows;
+mod telemetry;
 mod texts;
 mod timing;
 
 pub use texts::CALIBRATION_WINDOW;
 
 use self::cell::{Cell, Step, one_line};
+use self::telemetry::Watched;
 use self::texts::{Text, refuse_shared_texts, spread, windows_of};
 use super::child::{Child, Outcome};
 use super::host;
@@ -19,6 +21,7 @@ use crate::data::{self, Kind};
 use crate::measure::quality::WindowScore;
 use crate::measure::speed::Workload;
 use crate::measure::stats;
+use crate::measure::telemetry::Telemetry;
 use crate::model::kv_cache::KvPrecision;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::{self, WeightSource};
@@ -95,6 +98,8 @@ struct Suite<'a> {
     interrupted: &'a AtomicBool,
     started: Instant,
     cells: Vec<Cell>,
+    /// Of the GPU that is timed, if it is one that can be asked.
+    telemetry: Option<Telemetry>,
     /// Warnings of the model's source and of the texts, for every row.
     common_warnings: Vec<String>,
 }
@@ -346,6 +351,7 @@ impl<'a> Suite<'a> {
             interrupted,
             started,
             cells: vec![],
+            telemetry: None,
             common_warnings,
         };
         suite.cells = methods
@@ -394,6 +400,7 @@ impl<'a> Suite<'a> {
             started: Instant::now(),
             measured: false,
             cost: None,
+            watched: Watched::default(),
             timed,
             method,
             id,

@@ -7,6 +7,7 @@ use super::super::progress::Stage;
 use super::Suite;
 use super::cell::lost;
 use crate::Result;
+use crate::measure::telemetry::Telemetry;
 use crate::report::record::Status;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -25,6 +26,7 @@ impl Suite<'_> {
         if !self.measure_roofline()? {
             return Ok(false);
         }
+        self.open_telemetry();
         let needed: u64 = who
             .iter()
             .map(|i| self.cells[*i].row.peak_memory_bytes.unwrap_or(0))
@@ -65,6 +67,7 @@ impl Suite<'_> {
         for i in who {
             self.cells[i].summarize_speed(&self.workload);
             self.record_shares(i);
+            self.record_telemetry(i);
         }
         Ok(going)
     }
@@ -93,6 +96,7 @@ impl Suite<'_> {
                 Outcome::Event(_) | Outcome::Done => self.cells[*i].fail_timing(lost()),
             }
         }
+        let ours: Vec<u32> = children.iter().map(|(_, child)| child.id()).collect();
         let first = reps.start;
         let rounds = std::iter::once((true, 0)).chain(reps.map(|r| (false, r)));
         for (warmup, rep) in rounds {
@@ -102,12 +106,17 @@ impl Suite<'_> {
                 if cell.row.status != Status::Ok {
                     continue;
                 }
+                let sampler = self.telemetry.as_ref().map(Telemetry::start);
                 child.tell(TIME_ONCE);
                 match child.next(self.interrupted) {
                     Outcome::Event(Event::Timed(sample)) => {
                         // A second pass warms up again; its sample continues the numbering.
                         let rep = if warmup { first } else { rep };
                         cell.record_sample(&sample, &self.workload, rep, warmup);
+                        if let Some(sampler) = sampler.filter(|_| !warmup) {
+                            cell.watched
+                                .push(sampler.stop(sample.decode_s), child.id(), &ours);
+                        }
                     }
                     Outcome::Interrupted => return Ok(false),
                     Outcome::Failed(ending) => cell.fail_timing(ending),
