@@ -4,11 +4,20 @@ use super::cpu::isa::Isa;
 use super::cpu::rows::{Element, Elements, Scales};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, mismatch,
-    not_on_cpu, take, with_slice,
+    not_on_cpu, random, take, with_slice,
 };
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
+
+/// What a file records about a matrix of this type.
+pub fn spec(dtype: DType) -> FormatSpec {
+    FormatSpec {
+        format: dtype.as_str().into(),
+        bits: 8 * dtype.size_in_bytes() as u32,
+        group_size: 0,
+    }
+}
 
 /// A weight in full or half precision.
 pub struct Dense {
@@ -66,11 +75,7 @@ impl PackedLinear for Dense {
     }
 
     fn spec(&self) -> FormatSpec {
-        FormatSpec {
-            format: self.codes.dtype().as_str().into(),
-            bits: 8 * self.codes.dtype().size_in_bytes() as u32,
-            group_size: 0,
-        }
+        spec(self.codes.dtype())
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -112,6 +117,16 @@ impl PackedLinear for Dense {
 /// Loads [`Dense`].
 pub struct Format;
 
+/// The type that a spec names, if it is one of ours.
+fn dtype_of(spec: &FormatSpec) -> Result<DType> {
+    match (spec.format.as_str(), spec.bits, spec.group_size) {
+        ("f32", 32, 0) => Ok(DType::F32),
+        ("f16", 16, 0) => Ok(DType::F16),
+        ("bf16", 16, 0) => Ok(DType::BF16),
+        _ => Err(bad_spec(spec, "its own bits and group size 0")),
+    }
+}
+
 impl super::Format for Format {
     fn names(&self) -> &'static [&'static str] {
         &["f32", "f16", "bf16"]
@@ -123,14 +138,36 @@ impl super::Format for Format {
         shape: (usize, usize),
         tensors: &mut Tensors,
     ) -> Result<Box<dyn PackedLinear>> {
-        let dtype = match (spec.format.as_str(), spec.bits, spec.group_size) {
-            ("f32", 32, 0) => DType::F32,
-            ("f16", 16, 0) => DType::F16,
-            ("bf16", 16, 0) => DType::BF16,
-            _ => return Err(bad_spec(spec, "its own bits and group size 0")),
-        };
+        let dtype = dtype_of(spec)?;
         check_shape(shape)?;
         let codes = take(tensors, "codes", dtype, &[shape.0, shape.1])?;
+        Ok(Box::new(Dense { codes, shape }))
+    }
+
+    fn random(
+        &self,
+        spec: &FormatSpec,
+        shape: (usize, usize),
+        seed: u64,
+        device: &Device,
+    ) -> Result<Box<dyn PackedLinear>> {
+        let dtype = dtype_of(spec)?;
+        check_shape(shape)?;
+        let (len, deviation) = (shape.0 * shape.1, random::deviation(shape.1));
+        let codes = match dtype {
+            DType::F32 => {
+                let values = random::normals(len, deviation, seed, |x| x);
+                Tensor::from_vec(values, shape, device)?
+            }
+            DType::F16 => {
+                let values = random::normals(len, deviation, seed, f16::from_f32);
+                Tensor::from_vec(values, shape, device)?
+            }
+            _ => {
+                let values = random::normals(len, deviation, seed, bf16::from_f32);
+                Tensor::from_vec(values, shape, device)?
+            }
+        };
         Ok(Box::new(Dense { codes, shape }))
     }
 }

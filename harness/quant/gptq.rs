@@ -20,8 +20,8 @@ use super::{
     Calibration, Family, Group, LayerStats, Listed, Matrix, Member, Notes, QuantMethod, count,
 };
 use crate::Result;
-use crate::packed::PackedLinear;
 use crate::packed::cpu::product_f32;
+use crate::packed::{FormatSpec, PackedLinear};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -246,6 +246,10 @@ impl QuantMethod for Gptq {
         parameters.insert("block".into(), json!(self.block));
         parameters.insert("act_order".into(), json!(self.act_order));
         parameters
+    }
+
+    fn spec(&self) -> FormatSpec {
+        self.spec.format()
     }
 
     fn calibration(&self) -> Calibration {
