@@ -114,6 +114,35 @@ impl PackedLinear for Dense {
     }
 }
 
+/// Normal numbers of F32, F16 or BF16 with a standard deviation of `1 / sqrt(k_in)`,
+/// `[n_out, k_in]`; see [`super::Format::random`].
+///
+/// # Errors
+/// A shape that cannot be addressed.
+pub fn random_codes(
+    dtype: DType,
+    shape: (usize, usize),
+    seed: u64,
+    device: &Device,
+) -> Result<Tensor> {
+    check_shape(shape)?;
+    let (len, deviation) = (shape.0 * shape.1, random::deviation(shape.1));
+    Ok(match dtype {
+        DType::F32 => {
+            let values = random::normals(len, deviation, seed, |x| x);
+            Tensor::from_vec(values, shape, device)?
+        }
+        DType::F16 => {
+            let values = random::normals(len, deviation, seed, f16::from_f32);
+            Tensor::from_vec(values, shape, device)?
+        }
+        _ => {
+            let values = random::normals(len, deviation, seed, bf16::from_f32);
+            Tensor::from_vec(values, shape, device)?
+        }
+    })
+}
+
 /// Loads [`Dense`].
 pub struct Format;
 
@@ -151,23 +180,7 @@ impl super::Format for Format {
         seed: u64,
         device: &Device,
     ) -> Result<Box<dyn PackedLinear>> {
-        let dtype = dtype_of(spec)?;
-        check_shape(shape)?;
-        let (len, deviation) = (shape.0 * shape.1, random::deviation(shape.1));
-        let codes = match dtype {
-            DType::F32 => {
-                let values = random::normals(len, deviation, seed, |x| x);
-                Tensor::from_vec(values, shape, device)?
-            }
-            DType::F16 => {
-                let values = random::normals(len, deviation, seed, f16::from_f32);
-                Tensor::from_vec(values, shape, device)?
-            }
-            _ => {
-                let values = random::normals(len, deviation, seed, bf16::from_f32);
-                Tensor::from_vec(values, shape, device)?
-            }
-        };
+        let codes = random_codes(dtype_of(spec)?, shape, seed, device)?;
         Ok(Box::new(Dense { codes, shape }))
     }
 }
