@@ -1,17 +1,19 @@
 //! The child's side: reads one [`Job`] from standard input, answers with [`Event`]s.
 
 use super::job::{
-    Event, Job, MeasureJob, MemoryResult, QuantizeJob, QuantizeResult, TIME_ONCE, TimeJob,
+    Event, Job, MeasureJob, MemoryResult, QuantizeJob, QuantizeResult, Subject, TimeJob,
 };
 use super::quantize::quantize;
 use crate::data::protocol::Protocol;
-use crate::formats::native::{self, Loaded};
+use crate::formats::native;
 use crate::hash::sha256_of_file;
 use crate::measure::quality::{CachedDecoder, TokenStream, score_text};
 use crate::measure::speed::{Phase, Workload, run_once};
-use crate::memory::{Bracket, Usage, peak_rss_bytes};
-use crate::model::kv_cache::KvPrecision;
-use crate::model::weights;
+use crate::memory::{Bracket, Usage, peak_rss_bytes, reset_peak_rss};
+use crate::model::decoder::Decoder;
+use crate::model::kv_cache::{KvCache, KvPrecision};
+use crate::model::rope::Rope;
+use crate::model::{synthetic, weights};
 use crate::report::record::Status;
 use crate::{Error, Result, quant};
 use candle_core::Device;
@@ -120,6 +122,21 @@ fn warm_thread_pool() {
     rayon::broadcast(|_| ());
 }
 
+/// The model in owned buffers, with RoPE tables for `positions`.
+fn load(subject: &Subject, positions: usize) -> Result<Decoder> {
+    match subject {
+        Subject::Packed(path) => Ok(native::load(path, positions, &Device::Cpu)?.decoder),
+        Subject::Synthetic {
+            config,
+            precision,
+            seed,
+        } => {
+            let spec = quant::parse(precision)?.spec();
+            synthetic::decoder(config, &spec, *seed, positions, &Device::Cpu)
+        }
+    }
+}
+
 fn run_measure(job: MeasureJob) -> Result<()> {
     let kv = KvPrecision::parse(&job.kv)?;
     let protocol = Protocol::parse(&job.protocol, 0)?;
@@ -134,8 +151,11 @@ fn run_measure(job: MeasureJob) -> Result<()> {
             (stream, t.windows)
         })
         .collect();
-    let workload = job.workload;
-    let positions = workload.positions().max(protocol.window);
+    let window = match texts.is_empty() {
+        true => 0,
+        false => protocol.window,
+    };
+    let tables = |workload: &Workload| workload.positions().max(window);
     warm_thread_pool();
 
     let bracket = Bracket::open();
@@ -143,15 +163,30 @@ fn run_measure(job: MeasureJob) -> Result<()> {
         bracket.set_limit(limit);
     }
     let start = Instant::now();
-    let loaded = native::load(&job.packed, positions, &Device::Cpu)?;
-    let load_s = start.elapsed().as_secs_f64();
-    let memory = measure_memory(&loaded, &workload, kv, &bracket, load_s)?;
-    send(&Event::Memory(Box::new(memory)))?;
-
+    let mut decoder = load(&job.subject, job.workloads.first().map_or(window, tables))?;
+    let load = Load {
+        seconds: matches!(job.subject, Subject::Packed(_)).then(|| start.elapsed().as_secs_f64()),
+        peak: bracket.peak(),
+        peak_rss_bytes: peak_rss_bytes(),
+    };
+    send(&Event::Loaded)?;
+    for (i, workload) in job.workloads.iter().enumerate() {
+        if decoder.rope.positions() != tables(workload) {
+            decoder.rope = Rope::new(&decoder.config, tables(workload), &decoder.device)?;
+        }
+        // What the system saw of the workload before is not this one's.
+        let rss_is_own = i == 0 || reset_peak_rss();
+        let mut memory = measure_memory(&decoder, workload, kv, &bracket, &load)?;
+        memory.peak_rss_bytes = memory.peak_rss_bytes.filter(|_| rss_is_own);
+        send(&Event::Memory(Box::new(memory)))?;
+    }
+    if texts.is_empty() {
+        return Ok(());
+    }
     bracket.reset_peak();
     let mut model = CachedDecoder {
-        cache: loaded.decoder.cache(1, protocol.window, kv)?,
-        decoder: &loaded.decoder,
+        cache: decoder.cache(1, protocol.window, kv)?,
+        decoder: &decoder,
     };
     for (text, (stream, windows)) in texts.iter().enumerate() {
         score_text(&mut model, stream, &protocol, *windows, &mut |score| {
@@ -166,18 +201,24 @@ fn run_measure(job: MeasureJob) -> Result<()> {
     })
 }
 
+/// What loading took.
+struct Load {
+    /// Absent where nothing was read.
+    seconds: Option<f64>,
+    peak: Usage,
+    peak_rss_bytes: Option<u64>,
+}
+
 /// Runs the workload once and reads the counters at the end of each phase.
 fn measure_memory(
-    loaded: &Loaded,
+    decoder: &Decoder,
     workload: &Workload,
     kv: KvPrecision,
     bracket: &Bracket,
-    load_s: f64,
+    load: &Load,
 ) -> Result<MemoryResult> {
-    let decoder = &loaded.decoder;
     let after_load = bracket.live();
-    let load_peak = bracket.peak();
-    let mut phases: Vec<(&str, Usage)> = vec![("load", load_peak)];
+    let mut phases: Vec<(&str, Usage)> = vec![("load", load.peak)];
 
     bracket.reset_peak();
     let mut cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
@@ -194,7 +235,7 @@ fn measure_memory(
     let rope_bytes = decoder.rope.bytes();
     let first = &decoder.blocks[0].q.weight;
     Ok(MemoryResult {
-        load_s,
+        load_s: load.seconds,
         spec: first.spec(),
         bits_per_weight: decoder.bits_per_weight(),
         weight_bytes: decoder.body_bytes(),
@@ -217,26 +258,36 @@ fn measure_memory(
             .collect(),
         loaded_bytes: after_load.total_bytes,
         untagged_peak_bytes: highest(|u| u.untagged_bytes),
-        peak_rss_bytes: peak_rss_bytes(),
+        peak_rss_bytes: peak_rss_bytes().max(load.peak_rss_bytes),
         prefill_kernel: first.kernel(workload.batch() * workload.prompt_tokens()),
         decode_kernel: first.kernel(workload.batch()),
     })
 }
 
 fn run_time(job: TimeJob) -> Result<()> {
-    let kv = KvPrecision::parse(&job.kv)?;
-    let loaded = native::load(&job.packed, job.workload.positions(), &Device::Cpu)?;
-    let mut cache = loaded
-        .decoder
-        .cache(job.workload.batch(), job.workload.positions(), kv)?;
+    let positions = job.turns.iter().map(|t| t.workload.positions()).max();
+    let decoder = load(&job.subject, positions.unwrap_or(0))?;
     send(&Event::Ready)?;
+    // The cache of the last turn: making it anew takes time, although none that is measured.
+    let mut held: Option<(usize, KvCache)> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| Error::io("standard input", e, "the parent process ended"))?;
-        if line != TIME_ONCE {
+        let asked = line.parse().ok();
+        let Some((i, turn)) = asked.and_then(|i: usize| Some((i, job.turns.get(i)?))) else {
             break;
-        }
-        let sample = run_once(&loaded.decoder, &mut cache, &job.workload, &mut |_| ())?;
+        };
+        let workload = &turn.workload;
+        let mut cache = match held.take() {
+            Some((same, cache)) if same == i => cache,
+            other => {
+                drop(other);
+                let kv = KvPrecision::parse(&turn.kv)?;
+                decoder.cache(workload.batch(), workload.positions(), kv)?
+            }
+        };
+        let sample = run_once(&decoder, &mut cache, workload, &mut |_| ())?;
         send(&Event::Timed(sample))?;
+        held = Some((i, cache));
     }
     Ok(())
 }
