@@ -70,6 +70,11 @@ pub fn scope<T>(part: Part, f: impl FnOnce() -> T) -> T {
     f()
 }
 
+/// The part that allocations of this thread are counted under.
+pub fn current() -> Part {
+    CURRENT.get()
+}
+
 /// Whether this process counts its allocations.
 pub fn installed() -> bool {
     INSTALLED.load(Relaxed)

@@ -3,7 +3,7 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
-use common::{packed, root, smollm2};
+use common::{cpu, packed, root, smollm2};
 use quantbench::data::protocol::Protocol;
 use quantbench::formats::native;
 use quantbench::measure::quality::{CachedDecoder, TokenStream, nll_nats, score_text};
@@ -93,10 +93,10 @@ fn steps_chunks_and_batches_agree() {
 
     // The last position of a prompt longer than a prefill chunk, alone and in a batch.
     let other: Vec<u32> = ids.iter().rev().copied().collect();
-    let input = Tensor::new(vec![ids.clone(), other.clone()], &Device::Cpu).unwrap();
+    let prompts = [ids.clone(), other.clone()].concat();
     let mut batch_cache = cache(decoder, 2, 300);
     let batch: Vec<Vec<f32>> = decoder
-        .prefill(&input, &mut batch_cache)
+        .prefill(&prompts, 2, &mut batch_cache)
         .unwrap()
         .to_vec2()
         .unwrap();
@@ -111,8 +111,7 @@ fn a_cache_refuses_more_than_it_holds() {
     let kv = KvPrecision::parse("fp16").unwrap();
     assert!(loaded.decoder.cache(1, 33, kv).is_err());
     let mut cache = loaded.decoder.cache(1, 8, kv).unwrap();
-    let ids = Tensor::zeros((1, 9), DType::U32, &Device::Cpu).unwrap();
-    let error = loaded.decoder.prefill(&ids, &mut cache).unwrap_err();
+    let error = loaded.decoder.prefill(&[0; 9], 1, &mut cache).unwrap_err();
     assert!(error.to_string().contains("9 tokens"), "{error}");
 }
 
@@ -208,10 +207,9 @@ fn synthetic_models_give_finite_logits_at_every_precision() {
     for listed in quant::families().flat_map(|f| f.ids) {
         let spec = quant::parse(listed.id).unwrap().spec();
         let logits = |seed| -> Vec<f32> {
-            let decoder = synthetic::decoder(&config, &spec, seed, 24, &Device::Cpu).unwrap();
+            let decoder = synthetic::decoder(&config, &spec, seed, 24, &cpu()).unwrap();
             let mut cache = decoder.cache(1, 24, kv).unwrap();
-            let ids = Tensor::from_slice(&ids, (1, 24), &Device::Cpu).unwrap();
-            let logits = decoder.prefill(&ids, &mut cache).unwrap();
+            let logits = decoder.prefill(&ids, 1, &mut cache).unwrap();
             logits.flatten_all().unwrap().to_vec1().unwrap()
         };
         let first = logits(1);

@@ -447,7 +447,7 @@ fn random_weights_are_weights_of_their_format() {
         // The last two leave padding behind the codes of a row.
         for (n, k) in [(300, 1024), (200, 577), (1, 3)] {
             let spec = (case.pack)((n, k)).spec();
-            let make = |seed| random(&spec, (n, k), seed, &Device::Cpu).unwrap();
+            let make = |seed| random(&spec, (n, k), seed).unwrap();
             let made = make(1);
             assert_eq!(made.shape(), (n, k), "{}", case.name);
             assert_eq!(made.spec(), spec, "{}", case.name);
@@ -487,7 +487,7 @@ fn random_weights_are_weights_of_their_format() {
         bits: 5,
         group_size: 128,
     };
-    assert!(random(&spec, (8, 8), 1, &Device::Cpu).is_err());
+    assert!(random(&spec, (8, 8), 1).is_err());
 }
 
 #[test]

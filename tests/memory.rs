@@ -2,10 +2,11 @@
 
 mod common;
 
-use candle_core::{Device, Tensor};
-use common::packed;
+use candle_core::Tensor;
+use common::{cpu, packed};
 use quantbench::measure::speed::{Workload, run_once};
 use quantbench::memory::{self, Bracket, CountingAllocator, Part};
+use quantbench::model::generate::Generator;
 use quantbench::model::kv_cache::KvPrecision;
 use quantbench::model::synthetic;
 use quantbench::packed::{FormatSpec, PackedLinear, Stored};
@@ -107,7 +108,7 @@ fn a_synthetic_model_takes_its_own_bytes_and_no_more() {
     for precision in ["fp16", "fp8", "int8", "rtn-int4", "rtn-int3-g64"] {
         let spec = quant::parse(precision).unwrap().spec();
         let bracket = Bracket::open();
-        let decoder = synthetic::decoder(&config, &spec, 1, 320, &Device::Cpu).unwrap();
+        let decoder = synthetic::decoder(&config, &spec, 1, 320, &cpu()).unwrap();
         let stored = decoder.body_bytes() + decoder.embedding_bytes() + decoder.rope.bytes();
         let (peak, live) = (bracket.peak(), bracket.live());
         println!("{precision}: peak {} stored {stored}", peak.total_bytes);
@@ -173,8 +174,13 @@ fn a_planted_leak_raises_the_peak_by_its_size() {
             });
         }
         let bracket = Bracket::open();
-        let mut cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
-        run_once(&loaded.decoder, &mut cache, &workload, &mut |_| ()).unwrap();
+        let cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
+        run_once(
+            &mut Generator::new(&loaded.decoder, cache),
+            &workload,
+            &mut |_| (),
+        )
+        .unwrap();
         bracket.peak().total_bytes
     };
     peak(false);
@@ -194,9 +200,14 @@ fn kernels_stay_within_a_tile_per_thread() {
         let loaded = packed(None, precision, 300);
         let workload = Workload::from_text(&[5, 6, 7], 1, 256, 4).unwrap();
         let kv = KvPrecision::parse("fp16").unwrap();
-        let mut cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
+        let cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
         let bracket = Bracket::open();
-        run_once(&loaded.decoder, &mut cache, &workload, &mut |_| ()).unwrap();
+        run_once(
+            &mut Generator::new(&loaded.decoder, cache),
+            &workload,
+            &mut |_| (),
+        )
+        .unwrap();
         let workspace = bracket.peak().workspace_bytes;
         println!("{precision}: workspace {workspace} bytes on {threads} threads");
         assert!(workspace > 0, "{precision}: no workspace was counted");

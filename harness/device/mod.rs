@@ -5,11 +5,12 @@
 //! exist: the CUDA driver (feature `cuda`) and, in the tests, an emulation that executes the same
 //! kernels on the CPU. What sits above, packed products and model steps, does not know which.
 
-use crate::memory::Part;
+use crate::memory::{self, Part};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// What runs kernels. Calls are ordered: each sees what those before it wrote. A call may return
 /// before its work is done; [`Driver::synchronize`] waits.
@@ -41,6 +42,12 @@ pub trait Driver: Send + Sync {
     /// [`Error::OutOfMemory`] if the device has too little memory left; any call while a graph is
     /// being recorded.
     fn allocate(&self, shape: &Shape, dtype: DType, zeroed: bool) -> Result<Tensor>;
+
+    /// Copies bytes of the host to an address on the device; `bytes` may be reused at once.
+    ///
+    /// # Errors
+    /// A call while a graph is being recorded.
+    fn write(&self, bytes: &[u8], to: u64) -> Result<()>;
 
     /// Records what `body` launches, without running it. Products of the library are recorded
     /// too; an allocation or a copy is an error.
@@ -194,36 +201,56 @@ pub struct DeviceInfo {
 #[derive(Clone)]
 pub struct Gpu {
     driver: Arc<dyn Driver>,
+    limit_bytes: Arc<AtomicUsize>,
 }
 
 /// Device memory that is counted under a part for as long as it is held.
 pub struct Buffer {
-    pub tensor: Tensor,
-    _claim: Claim,
+    tensor: Tensor,
+    claim: Claim,
+}
+
+impl Buffer {
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// The tensor, and what counts it as long as it is held.
+    pub fn into_parts(self) -> (Tensor, Claim) {
+        (self.tensor, self.claim)
+    }
 }
 
 /// Bytes of device memory, counted in [`crate::memory::device`] until dropped.
-struct Claim {
+pub struct Claim {
     part: Part,
     bytes: usize,
 }
 
 impl Claim {
     fn new(part: Part, bytes: usize) -> Self {
-        crate::memory::device::claim(part, bytes);
+        memory::device::claim(part, bytes);
         Claim { part, bytes }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        crate::memory::device::release(self.part, self.bytes);
+        memory::device::release(self.part, self.bytes);
     }
 }
 
 impl Gpu {
     pub fn new(driver: Arc<dyn Driver>) -> Self {
-        Gpu { driver }
+        Gpu {
+            driver,
+            limit_bytes: Arc::new(AtomicUsize::new(usize::MAX)),
+        }
+    }
+
+    /// Refuses buffers that would bring what is claimed above `bytes`.
+    pub fn set_limit(&self, bytes: usize) {
+        self.limit_bytes.store(bytes, Relaxed);
     }
 
     pub fn driver(&self) -> &dyn Driver {
@@ -245,11 +272,20 @@ impl Gpu {
     }
 
     fn allocate(&self, shape: Shape, dtype: DType, part: Part, zeroed: bool) -> Result<Buffer> {
-        let tensor = self.driver.allocate(&shape, dtype, zeroed)?;
         let bytes = shape.elem_count() * dtype.size_in_bytes();
+        let limit = self.limit_bytes.load(Relaxed);
+        let live = memory::device::live().total_bytes;
+        if live.saturating_add(bytes) > limit {
+            return Err(Error::OutOfMemory {
+                requested_bytes: bytes as u64,
+                free_bytes: limit.saturating_sub(live) as u64,
+                missing_bytes: (live.saturating_add(bytes) - limit) as u64,
+            });
+        }
+        let tensor = self.driver.allocate(&shape, dtype, zeroed)?;
         Ok(Buffer {
             tensor,
-            _claim: Claim::new(part, bytes),
+            claim: Claim::new(part, bytes),
         })
     }
 

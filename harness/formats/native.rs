@@ -9,13 +9,15 @@ use crate::error::TensorFault;
 use crate::model::assembly::{self, Parts};
 use crate::model::config::Config;
 use crate::model::decoder::Decoder;
+use crate::model::kernels::Kernels;
 use crate::packed::{self, FormatSpec, PackedLinear};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 pub use crate::model::assembly::{
     ATTENTION_NORM, EMBEDDING, FINAL_NORM, HEAD, MLP_NORM, module, weight_name,
@@ -101,9 +103,9 @@ pub struct Loaded {
 
 const DAMAGED: &str = "the file is damaged or from another version; quantize again";
 
-/// Copies a packed model into owned buffers on `device`, with RoPE tables for `positions`. The
+/// Copies a packed model into owned buffers of a device, with RoPE tables for `positions`. The
 /// file is mapped while it is read and unmapped before this returns.
-pub fn load(path: &Path, positions: usize, device: &Device) -> Result<Loaded> {
+pub fn load(path: &Path, positions: usize, kernels: &Arc<dyn Kernels>) -> Result<Loaded> {
     let file = std::fs::File::open(path).map_err(|e| {
         Error::io(
             path,
@@ -142,9 +144,9 @@ pub fn load(path: &Path, positions: usize, device: &Device) -> Result<Loaded> {
         path,
         views,
         header: &header,
-        device,
+        kernels,
     };
-    let decoder = assembly::decoder(&header.config, positions, device, &reader)?;
+    let decoder = assembly::decoder(&header.config, positions, kernels, &reader)?;
     Ok(Loaded { decoder, header })
 }
 
@@ -152,7 +154,7 @@ struct Reader<'a> {
     path: &'a Path,
     views: SafeTensors<'a>,
     header: &'a Header,
-    device: &'a Device,
+    kernels: &'a Arc<dyn Kernels>,
 }
 
 impl Reader<'_> {
@@ -167,12 +169,7 @@ impl Reader<'_> {
             })
         })?;
         let dtype = DType::try_from(view.dtype())?;
-        Ok(Tensor::from_raw_buffer(
-            view.data(),
-            dtype,
-            view.shape(),
-            self.device,
-        )?)
+        self.kernels.upload(view.data(), dtype, view.shape())
     }
 }
 

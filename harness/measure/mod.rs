@@ -1,5 +1,6 @@
 //! What is measured, and how numbers become statistics.
 
+pub mod meter;
 pub mod quality;
 pub mod speed;
 pub mod stats;

@@ -3,11 +3,12 @@
 
 use super::config::Config;
 use super::decoder::{Block, Decoder, Linear};
+use super::kernels::Kernels;
 use super::rope::Rope;
 use crate::Result;
 use crate::memory::{self, Part};
 use crate::packed::{PackedLinear, dense::Dense};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use std::sync::Arc;
 
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -38,12 +39,11 @@ pub trait Parts {
     fn bias(&self, module: &str, n_out: usize) -> Result<Option<Tensor>>;
 }
 
-/// A decoder of these parts on `device`, with RoPE tables for `positions`. Allocations are
-/// counted as weights (packed linears), embeddings (F16 tensors) and other (tables).
+/// A decoder of these parts, with RoPE tables for `positions`. Allocations are counted as weights (packed linears), embeddings (F16 tensors) and other (tables).
 pub fn decoder(
     config: &Config,
     positions: usize,
-    device: &Device,
+    kernels: &Arc<dyn Kernels>,
     parts: &dyn Parts,
 ) -> Result<Decoder> {
     memory::scope(Part::Embeddings, || {
@@ -65,8 +65,8 @@ pub fn decoder(
             head,
             final_norm: parts.half(FINAL_NORM, &[hidden])?,
             blocks,
-            rope: Rope::new(config, positions, device)?,
-            device: device.clone(),
+            rope: Rope::new(config, positions, kernels.as_ref())?,
+            kernels: kernels.clone(),
         })
     })
 }

@@ -5,12 +5,14 @@
 use super::assembly::{self, Parts};
 use super::config::{Config, RopeScaling};
 use super::decoder::Decoder;
+use super::kernels::Kernels;
 use super::weights::{WeightSource, layout};
 use crate::packed::{self, FormatSpec, PackedLinear, dense};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// What a model's name begins with, and its `source_format`.
@@ -174,7 +176,7 @@ impl WeightSource for Shape {
     }
 }
 
-/// A decoder of this shape on `device`, with RoPE tables for `positions`: packed linears of
+/// A decoder of this shape, with RoPE tables for `positions`: packed linears of
 /// random codes stored as `spec`, normal embedding and head, gains of one, biases of zero.
 /// Equal seeds give equal bytes. Takes no more memory than the model.
 pub fn decoder(
@@ -182,15 +184,15 @@ pub fn decoder(
     spec: &FormatSpec,
     seed: u64,
     positions: usize,
-    device: &Device,
+    kernels: &Arc<dyn Kernels>,
 ) -> Result<Decoder> {
     let parts = RandomParts {
         config,
         spec,
-        device,
+        kernels: kernels.as_ref(),
         next_seed: AtomicU64::new(seed.wrapping_mul(SEED_STRIDE)),
     };
-    assembly::decoder(config, positions, device, &parts)
+    assembly::decoder(config, positions, kernels, &parts)
 }
 
 /// Seeds that neighbouring models keep between them: more than a model has tensors.
@@ -199,7 +201,7 @@ const SEED_STRIDE: u64 = 1 << 20;
 struct RandomParts<'a> {
     config: &'a Config,
     spec: &'a FormatSpec,
-    device: &'a Device,
+    kernels: &'a dyn Kernels,
     next_seed: AtomicU64,
 }
 
@@ -212,14 +214,24 @@ impl RandomParts<'_> {
 
 impl Parts for RandomParts<'_> {
     fn half(&self, _name: &str, shape: &[usize]) -> Result<Tensor> {
-        match *shape {
-            [rows, cols] => dense::random_codes(DType::F16, (rows, cols), self.seed(), self.device),
-            _ => Ok(Tensor::ones(shape, DType::F16, self.device)?),
-        }
+        self.kernels.place(match *shape {
+            [rows, cols] => dense::random_codes(DType::F16, (rows, cols), self.seed())?,
+            _ => Tensor::ones(shape, DType::F16, &Device::Cpu)?,
+        })
     }
 
     fn weight(&self, _module: &str, shape: (usize, usize)) -> Result<Box<dyn PackedLinear>> {
-        packed::random(self.spec, shape, self.seed(), self.device)
+        let stored = packed::random(self.spec, shape, self.seed())?.stored();
+        packed::load(self.spec, shape, &mut |name| {
+            let found = stored.iter().find(|s| s.name == name);
+            let tensor = found.map(|s| s.tensor.clone()).ok_or_else(|| {
+                Error::unsupported(
+                    format!("a random weight without `{name}`"),
+                    "report this defect",
+                )
+            })?;
+            self.kernels.place(tensor)
+        })
     }
 
     fn bias(&self, module: &str, n_out: usize) -> Result<Option<Tensor>> {
@@ -227,7 +239,8 @@ impl Parts for RandomParts<'_> {
         if !(self.config.qkv_bias && biased.contains(&true)) {
             return Ok(None);
         }
-        Ok(Some(Tensor::zeros(n_out, DType::F16, self.device)?))
+        let zeros = Tensor::zeros(n_out, DType::F16, &Device::Cpu)?;
+        self.kernels.place(zeros).map(Some)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::cpu::isa::Isa;
 use super::cpu::rows::{Element, Elements, Scales};
+use super::gpu::{GpuWeight, ManyRows};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, mismatch,
     not_on_cpu, random, take, with_slice,
@@ -112,6 +113,23 @@ impl PackedLinear for Dense {
     fn kernel(&self, rows: usize) -> String {
         cpu::kernel_name(rows)
     }
+
+    fn gpu(&self) -> Option<GpuWeight<'_>> {
+        let (name, many_rows) = match self.codes.dtype() {
+            DType::F16 => ("f16", ManyRows::Library),
+            DType::BF16 => ("bf16", ManyRows::Fused),
+            _ => ("f32", ManyRows::Fused),
+        };
+        Some(GpuWeight {
+            name,
+            codes: &self.codes,
+            scales: None,
+            zeros: None,
+            scales_per_row: 0,
+            group: self.shape.1,
+            many_rows,
+        })
+    }
 }
 
 /// Normal numbers of F32, F16 or BF16 with a standard deviation of `1 / sqrt(k_in)`,
@@ -119,26 +137,21 @@ impl PackedLinear for Dense {
 ///
 /// # Errors
 /// A shape that cannot be addressed.
-pub fn random_codes(
-    dtype: DType,
-    shape: (usize, usize),
-    seed: u64,
-    device: &Device,
-) -> Result<Tensor> {
+pub fn random_codes(dtype: DType, shape: (usize, usize), seed: u64) -> Result<Tensor> {
     check_shape(shape)?;
     let (len, deviation) = (shape.0 * shape.1, random::deviation(shape.1));
     Ok(match dtype {
         DType::F32 => {
             let values = random::normals(len, deviation, seed, |x| x);
-            Tensor::from_vec(values, shape, device)?
+            Tensor::from_vec(values, shape, &Device::Cpu)?
         }
         DType::F16 => {
             let values = random::normals(len, deviation, seed, f16::from_f32);
-            Tensor::from_vec(values, shape, device)?
+            Tensor::from_vec(values, shape, &Device::Cpu)?
         }
         _ => {
             let values = random::normals(len, deviation, seed, bf16::from_f32);
-            Tensor::from_vec(values, shape, device)?
+            Tensor::from_vec(values, shape, &Device::Cpu)?
         }
     })
 }
@@ -178,9 +191,8 @@ impl super::Format for Format {
         spec: &FormatSpec,
         shape: (usize, usize),
         seed: u64,
-        device: &Device,
     ) -> Result<Box<dyn PackedLinear>> {
-        let codes = random_codes(dtype_of(spec)?, shape, seed, device)?;
+        let codes = random_codes(dtype_of(spec)?, shape, seed)?;
         Ok(Box::new(Dense { codes, shape }))
     }
 }

@@ -7,6 +7,7 @@
 
 use super::cpu::isa::Isa;
 use super::cpu::rows::{Element, Elements, Scales};
+use super::gpu::{GpuWeight, ManyRows};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, mismatch,
     not_on_cpu, random, take, with_slice,
@@ -224,6 +225,21 @@ impl PackedLinear for Fp8 {
     fn kernel(&self, rows: usize) -> String {
         cpu::kernel_name(rows)
     }
+
+    fn gpu(&self) -> Option<GpuWeight<'_>> {
+        Some(GpuWeight {
+            name: match self.kind {
+                Kind::E4m3 => "e4m3",
+                Kind::E5m2 => "e5m2",
+            },
+            codes: &self.codes,
+            scales: Some(&self.scales),
+            zeros: None,
+            scales_per_row: 1,
+            group: self.shape.1,
+            many_rows: ManyRows::Dequantize,
+        })
+    }
 }
 
 /// Loads [`Fp8`].
@@ -252,7 +268,6 @@ impl super::Format for Format {
         spec: &FormatSpec,
         shape: (usize, usize),
         seed: u64,
-        device: &Device,
     ) -> Result<Box<dyn PackedLinear>> {
         let kind = Kind::of(spec)?;
         check_shape(shape)?;
@@ -263,8 +278,8 @@ impl super::Format for Format {
         let scales = vec![random::deviation(shape.1) / mean_square.sqrt(); shape.0];
         Ok(Box::new(Fp8 {
             kind,
-            codes: Tensor::from_vec(codes, shape, device)?,
-            scales: Tensor::from_vec(scales, shape.0, device)?,
+            codes: Tensor::from_vec(codes, shape, &Device::Cpu)?,
+            scales: Tensor::from_vec(scales, shape.0, &Device::Cpu)?,
             shape,
         }))
     }

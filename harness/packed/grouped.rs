@@ -10,6 +10,7 @@
 
 use super::cpu::isa::Isa;
 use super::cpu::rows::Rows;
+use super::gpu::{GpuWeight, ManyRows};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, mismatch,
     not_on_cpu, random, take, with_slice,
@@ -132,7 +133,7 @@ impl Grouped {
             layout,
             codes: Tensor::from_vec(packed, (n_out, layout.row_bytes()), device)?,
             scales: Tensor::from_slice(scales, (n_out, groups), device)?,
-            zeros: Tensor::from_vec(packed_zeros, layout.zero_bytes(), device)?,
+            zeros: Tensor::from_vec(packed_zeros, layout.zero_bytes(), &Device::Cpu)?,
         })
     }
 
@@ -208,6 +209,23 @@ impl PackedLinear for Grouped {
     fn kernel(&self, rows: usize) -> String {
         cpu::kernel_name(rows)
     }
+
+    fn gpu(&self) -> Option<GpuWeight<'_>> {
+        Some(GpuWeight {
+            name: match self.layout.bits {
+                2 => "u2",
+                3 => "u3",
+                4 => "u4",
+                _ => "u8",
+            },
+            codes: &self.codes,
+            scales: Some(&self.scales),
+            zeros: Some(&self.zeros),
+            scales_per_row: self.layout.groups(),
+            group: self.layout.group(),
+            many_rows: ManyRows::Dequantize,
+        })
+    }
 }
 
 /// Loads [`Grouped`].
@@ -240,7 +258,6 @@ impl super::Format for Format {
         spec: &FormatSpec,
         shape: (usize, usize),
         seed: u64,
-        device: &Device,
     ) -> Result<Box<dyn PackedLinear>> {
         let layout = Layout::new(spec.bits, spec.group_size, shape)?;
         let (n_out, k_in) = shape;
@@ -259,9 +276,9 @@ impl super::Format for Format {
         let scales = vec![scale; n_out * layout.groups()];
         Ok(Box::new(Grouped {
             layout,
-            codes: Tensor::from_vec(codes, (n_out, layout.row_bytes()), device)?,
-            scales: Tensor::from_vec(scales, (n_out, layout.groups()), device)?,
-            zeros: Tensor::from_vec(packed_zeros, layout.zero_bytes(), device)?,
+            codes: Tensor::from_vec(codes, (n_out, layout.row_bytes()), &Device::Cpu)?,
+            scales: Tensor::from_vec(scales, (n_out, layout.groups()), &Device::Cpu)?,
+            zeros: Tensor::from_vec(packed_zeros, layout.zero_bytes(), &Device::Cpu)?,
         }))
     }
 }

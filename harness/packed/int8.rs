@@ -3,6 +3,7 @@
 
 use super::cpu::isa::Isa;
 use super::cpu::rows::{Element, Elements, Scales};
+use super::gpu::{GpuWeight, ManyRows};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, not_on_cpu,
     random, take, with_slice,
@@ -111,6 +112,18 @@ impl PackedLinear for Int8 {
     fn kernel(&self, rows: usize) -> String {
         cpu::kernel_name(rows)
     }
+
+    fn gpu(&self) -> Option<GpuWeight<'_>> {
+        Some(GpuWeight {
+            name: "int8",
+            codes: &self.codes,
+            scales: Some(&self.scales),
+            zeros: None,
+            scales_per_row: usize::from(self.per_row),
+            group: self.shape.1,
+            many_rows: ManyRows::Dequantize,
+        })
+    }
 }
 
 /// Loads [`Int8`].
@@ -155,7 +168,6 @@ impl super::Format for Format {
         spec: &FormatSpec,
         shape: (usize, usize),
         seed: u64,
-        device: &Device,
     ) -> Result<Box<dyn PackedLinear>> {
         let per_row = per_row(spec)?;
         check_shape(shape)?;
@@ -165,8 +177,8 @@ impl super::Format for Format {
         let scale = f16::from_f32(random::deviation(shape.1) / root_mean_square);
         let scales = vec![scale; if per_row { shape.0 } else { 1 }];
         Ok(Box::new(Int8 {
-            codes: Tensor::from_vec(codes, shape, device)?,
-            scales: Tensor::from_slice(&scales, scales.len(), device)?,
+            codes: Tensor::from_vec(codes, shape, &Device::Cpu)?,
+            scales: Tensor::from_slice(&scales, scales.len(), &Device::Cpu)?,
             shape,
             per_row,
         }))

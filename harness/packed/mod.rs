@@ -17,6 +17,7 @@
 pub mod cpu;
 pub mod dense;
 pub mod fp8;
+pub mod gpu;
 pub mod grouped;
 pub mod int8;
 mod random;
@@ -68,6 +69,11 @@ pub trait PackedLinear: Send + Sync {
     /// Name of the kernel that [`PackedLinear::forward`] runs for this many rows.
     fn kernel(&self, rows: usize) -> String;
 
+    /// How kernels of a GPU read this weight; nothing where they cannot.
+    fn gpu(&self) -> Option<gpu::GpuWeight<'_>> {
+        None
+    }
+
     /// Bytes of all stored tensors.
     fn bytes(&self) -> usize {
         self.stored()
@@ -101,7 +107,7 @@ pub trait Format: Sync {
     /// A weight of `shape` `(n_out, k_in)` that nobody trained, made in its stored form: codes
     /// uniform over those that are numbers (normal where a code is a number itself), scales such
     /// that the weights have a standard deviation of `1 / sqrt(k_in)` around zero. Equal seeds
-    /// give equal bytes. Takes no more memory than the weight.
+    /// give equal bytes. Made on the CPU, in no more memory than the weight.
     ///
     /// # Errors
     /// A spec that the format does not have.
@@ -110,7 +116,6 @@ pub trait Format: Sync {
         spec: &FormatSpec,
         shape: (usize, usize),
         seed: u64,
-        device: &Device,
     ) -> Result<Box<dyn PackedLinear>>;
 }
 
@@ -134,7 +139,7 @@ pub fn load(
     format_of(spec)?.load(spec, shape, tensors)
 }
 
-/// A random weight of any format; see [`Format::random`].
+/// A random weight of any format, on the CPU; see [`Format::random`].
 ///
 /// # Errors
 /// A format that is not in [`FORMATS`], besides those of [`Format::random`].
@@ -142,9 +147,8 @@ pub fn random(
     spec: &FormatSpec,
     shape: (usize, usize),
     seed: u64,
-    device: &Device,
 ) -> Result<Box<dyn PackedLinear>> {
-    format_of(spec)?.random(spec, shape, seed, device)
+    format_of(spec)?.random(spec, shape, seed)
 }
 
 fn format_of(spec: &FormatSpec) -> Result<&'static dyn Format> {

@@ -1,7 +1,7 @@
 //! The child's side: reads one [`Job`] from standard input, answers with [`Event`]s.
 
 use super::job::{
-    Event, Job, MeasureJob, MemoryResult, QuantizeJob, QuantizeResult, Subject, TimeJob,
+    Event, Job, MeasureJob, MemoryResult, QuantizeJob, QuantizeResult, Subject, TimeJob, Turn,
 };
 use super::quantize::quantize;
 use crate::data::protocol::Protocol;
@@ -11,14 +11,15 @@ use crate::measure::quality::{CachedDecoder, TokenStream, score_text};
 use crate::measure::speed::{Phase, Workload, run_once};
 use crate::memory::{Bracket, Usage, peak_rss_bytes, reset_peak_rss};
 use crate::model::decoder::Decoder;
-use crate::model::kv_cache::{KvCache, KvPrecision};
-use crate::model::rope::Rope;
+use crate::model::generate::Generator;
+use crate::model::kernels::{CpuKernels, Kernels};
+use crate::model::kv_cache::KvPrecision;
 use crate::model::{synthetic, weights};
 use crate::report::record::Status;
 use crate::{Error, Result, quant};
-use candle_core::Device;
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The hidden subcommand; returns the exit code.
@@ -124,15 +125,16 @@ fn warm_thread_pool() {
 
 /// The model in owned buffers, with RoPE tables for `positions`.
 fn load(subject: &Subject, positions: usize) -> Result<Decoder> {
+    let kernels: Arc<dyn Kernels> = Arc::new(CpuKernels);
     match subject {
-        Subject::Packed(path) => Ok(native::load(path, positions, &Device::Cpu)?.decoder),
+        Subject::Packed(path) => Ok(native::load(path, positions, &kernels)?.decoder),
         Subject::Synthetic {
             config,
             precision,
             seed,
         } => {
             let spec = quant::parse(precision)?.spec();
-            synthetic::decoder(config, &spec, *seed, positions, &Device::Cpu)
+            synthetic::decoder(config, &spec, *seed, positions, &kernels)
         }
     }
 }
@@ -155,7 +157,8 @@ fn run_measure(job: MeasureJob) -> Result<()> {
         true => 0,
         false => protocol.window,
     };
-    let tables = |workload: &Workload| workload.positions().max(window);
+    let positions = job.workloads.iter().map(Workload::positions);
+    let positions = positions.max().unwrap_or(0).max(window);
     warm_thread_pool();
 
     let bracket = Bracket::open();
@@ -163,7 +166,7 @@ fn run_measure(job: MeasureJob) -> Result<()> {
         bracket.set_limit(limit);
     }
     let start = Instant::now();
-    let mut decoder = load(&job.subject, job.workloads.first().map_or(window, tables))?;
+    let decoder = load(&job.subject, positions)?;
     let load = Load {
         seconds: matches!(job.subject, Subject::Packed(_)).then(|| start.elapsed().as_secs_f64()),
         peak: bracket.peak(),
@@ -171,9 +174,6 @@ fn run_measure(job: MeasureJob) -> Result<()> {
     };
     send(&Event::Loaded)?;
     for (i, workload) in job.workloads.iter().enumerate() {
-        if decoder.rope.positions() != tables(workload) {
-            decoder.rope = Rope::new(&decoder.config, tables(workload), &decoder.device)?;
-        }
         // What the system saw of the workload before is not this one's.
         let rss_is_own = i == 0 || reset_peak_rss();
         let mut memory = measure_memory(&decoder, workload, kv, &bracket, &load)?;
@@ -221,8 +221,9 @@ fn measure_memory(
     let mut phases: Vec<(&str, Usage)> = vec![("load", load.peak)];
 
     bracket.reset_peak();
-    let mut cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
-    run_once(decoder, &mut cache, workload, &mut |phase| {
+    let cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
+    let mut generator = Generator::new(decoder, cache);
+    run_once(&mut generator, workload, &mut |phase| {
         let name = match phase {
             Phase::Prefilled => "prefill",
             Phase::Decoded => "decode",
@@ -240,7 +241,7 @@ fn measure_memory(
         bits_per_weight: decoder.bits_per_weight(),
         weight_bytes: decoder.body_bytes(),
         embedding_bytes: decoder.embedding_bytes(),
-        kv_cache_bytes: cache.bytes(),
+        kv_cache_bytes: generator.cache().bytes(),
         activation_peak_bytes: highest(|u| u.activations_bytes),
         workspace_peak_bytes: highest(|u| u.workspace_bytes),
         other_bytes,
@@ -268,26 +269,39 @@ fn run_time(job: TimeJob) -> Result<()> {
     let positions = job.turns.iter().map(|t| t.workload.positions()).max();
     let decoder = load(&job.subject, positions.unwrap_or(0))?;
     send(&Event::Ready)?;
-    // The cache of the last turn: making it anew takes time, although none that is measured.
-    let mut held: Option<(usize, KvCache)> = None;
+    // One cache at a time: those of all turns together might not fit.
+    let mut held: Option<(usize, Generator)> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| Error::io("standard input", e, "the parent process ended"))?;
         let asked = line.parse().ok();
         let Some((i, turn)) = asked.and_then(|i: usize| Some((i, job.turns.get(i)?))) else {
             break;
         };
-        let workload = &turn.workload;
-        let mut cache = match held.take() {
-            Some((same, cache)) if same == i => cache,
+        let mut generator = match held.take() {
+            Some((same, generator)) if same == i => generator,
             other => {
                 drop(other);
-                let kv = KvPrecision::parse(&turn.kv)?;
-                decoder.cache(workload.batch(), workload.positions(), kv)?
+                fresh_generator(&decoder, turn)?
             }
         };
-        let sample = run_once(&decoder, &mut cache, workload, &mut |_| ())?;
+        let sample = run_once(&mut generator, &turn.workload, &mut |_| ())?;
         send(&Event::Timed(sample))?;
-        held = Some((i, cache));
+        held = Some((i, generator));
     }
     Ok(())
+}
+
+/// A generator for a turn that has taken its first steps, which a device may record: they are
+/// none of the turn's.
+fn fresh_generator<'a>(decoder: &'a Decoder, turn: &Turn) -> Result<Generator<'a>> {
+    let workload = &turn.workload;
+    let kv = KvPrecision::parse(&turn.kv)?;
+    let cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
+    let mut generator = Generator::new(decoder, cache);
+    let first_steps = Workload {
+        prompts: workload.prompts.iter().map(|p| p[..1].to_vec()).collect(),
+        generated_tokens: 1,
+    };
+    run_once(&mut generator, &first_steps, &mut |_| ())?;
+    Ok(generator)
 }

@@ -211,7 +211,7 @@ pub fn spec_is_what_is_stored(id: &str, case: &Case) {
     for (weight, packed) in case.quantize(id).unwrap().pairs() {
         assert_eq!(packed.spec(), spec, "{id}");
         let shape = (weight.rows, weight.cols);
-        let random = packed::random(&spec, shape, 1, &Device::Cpu).unwrap();
+        let random = packed::random(&spec, shape, 1).unwrap();
         assert_eq!(random.bytes(), packed.bytes(), "{id} {shape:?}");
     }
 }
