@@ -103,6 +103,20 @@ fn a_run_leaves_every_output_and_consistent_numbers() {
         );
         assert_eq!(row.kl_mean_nats, None);
         assert!(row.decode_tok_s.unwrap() > 0.0 && row.prefill_tok_s.unwrap() > 0.0);
+        // The head of the embedded model is its embedding: every step reads all of it. The 4
+        // tokens after a prompt of 16 see 17 to 20 positions of a cache that was made for 20.
+        let roofline = tables.info.roofline.as_ref().unwrap();
+        let kv_position = row.kv_cache_bytes.unwrap() as f64 / 20.0;
+        let step = weights + row.embedding_bytes.unwrap() as f64 + kv_position * (16.0 + 5.0 / 2.0);
+        let mbu = step * row.decode_tok_s.unwrap() / roofline.bandwidth_bytes_s();
+        assert!((row.mbu.unwrap() / mbu - 1.0).abs() < 1e-9, "{row:?}");
+        let mfu = row.mfu.unwrap();
+        assert!((0.0..1.2).contains(&mfu), "{mfu}");
+        // What only a GPU has.
+        assert_eq!(row.gpu_clock_mhz_median, None);
+        assert_eq!(row.throttled, None);
+        assert_eq!(row.joules_per_token, None);
+        assert_eq!(row.nvml_process_bytes, None);
         assert_eq!(row.scored_tokens, Some(6 * 511));
         assert!(
             row.warnings.contains("last-level cache")
@@ -117,6 +131,11 @@ fn a_run_leaves_every_output_and_consistent_numbers() {
         let perplexity = (windows / (6.0 * 511.0)).exp();
         assert!((perplexity / row.perplexity.unwrap() - 1.0).abs() < 1e-12);
     }
+    let roofline = tables.info.roofline.as_ref().unwrap();
+    assert!(roofline.read_bytes_s > 1e8 && roofline.copy_bytes_s > 1e8);
+    assert!(roofline.flop_s().unwrap() > 1e8);
+    // Long enough to be measured, too short to be waited for.
+    assert!(roofline.seconds < 4.0, "{roofline:?}");
     // Widths as the contract defines them.
     let bits = |id: &str| {
         tables
@@ -198,6 +217,9 @@ fn the_reference_is_added_and_can_be_left_out() {
     assert_eq!(tables.results.len(), 2);
     assert_eq!(tables.results[0].precision, "fp16");
     assert_eq!(tables.results[0].decode_tok_s, None);
+    assert_eq!(tables.results[0].mbu, None);
+    assert_eq!(tables.results[0].mfu, None);
+    assert!(tables.results[1].mbu.is_some() && tables.results[1].mfu.is_some());
     assert!(tables.results[1].delta_nll_nats.is_some());
 
     let output = run(quick_run(out.path()).args(["--precisions", "int8", "--no-reference"]));
@@ -397,6 +419,8 @@ fn a_timeout_is_a_row() {
     assert_eq!(output.status.code(), Some(3));
     let tables = Tables::read(out.path()).unwrap();
     assert_eq!(tables.results[0].status, Status::Timeout);
+    // Nothing was timed, so the machine was not measured either.
+    assert_eq!(tables.info.roofline, None);
 }
 
 /// Process ids of a process's children.

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 const HEADERS: [(&str, &str); 5] = [
     (
         "results.csv",
-        "run_id,device,model,source_format,precision,method,format,weight_bits,group_size,activation_dtype,kv_cache,status,perplexity,perplexity_se,protocol,dataset,scored_tokens,delta_nll_nats,delta_nll_ci_low,delta_nll_ci_high,bits_per_byte,kl_mean_nats,kl_p99_nats,top1_agreement,batch,prompt_tokens,generated_tokens,prefill_tok_s,prefill_tok_s_sd,decode_tok_s,decode_tok_s_sd,ttft_s,prefill_kernel,decode_kernel,bits_per_weight,weight_bytes,embedding_bytes,kv_cache_bytes,activation_peak_bytes,workspace_bytes,other_bytes,peak_memory_bytes,peak_memory_method,peak_rss_bytes,quantize_s,load_s,threads,seed,metrics_version,warnings,error",
+        "run_id,device,model,source_format,precision,method,format,weight_bits,group_size,activation_dtype,kv_cache,status,perplexity,perplexity_se,protocol,dataset,scored_tokens,delta_nll_nats,delta_nll_ci_low,delta_nll_ci_high,bits_per_byte,kl_mean_nats,kl_p99_nats,top1_agreement,batch,prompt_tokens,generated_tokens,prefill_tok_s,prefill_tok_s_sd,decode_tok_s,decode_tok_s_sd,ttft_s,prefill_kernel,decode_kernel,bits_per_weight,weight_bytes,embedding_bytes,kv_cache_bytes,activation_peak_bytes,workspace_bytes,other_bytes,peak_memory_bytes,peak_memory_method,peak_rss_bytes,quantize_s,load_s,threads,seed,metrics_version,warnings,error,mbu,mfu,pool_reserved_bytes,driver_delta_bytes,nvml_process_bytes,gpu_clock_mhz_median,throttled,joules_per_token",
     ),
     (
         "quality.csv",
@@ -175,6 +175,25 @@ fn columns_of_other_versions_are_tolerated() {
     let read = Tables::read(dir.path()).unwrap();
     assert!(read.pairs.iter().all(|row| row.delta_nll_ci_high.is_none()));
     assert_eq!(read.pairs.len(), before.pairs.len());
+}
+
+#[test]
+fn a_run_from_before_a_column_still_renders() {
+    let dir = scratch();
+    tables("run").write(dir.path()).unwrap();
+    let file = dir.path().join("results.csv");
+    let older: String = text(&file)
+        .lines()
+        .map(|line| format!("{}\n", line.rsplitn(9, ',').last().unwrap()))
+        .collect();
+    assert!(older.lines().next().unwrap().ends_with(",warnings,error"));
+    std::fs::write(&file, older).unwrap();
+    let read = Tables::read(dir.path()).unwrap();
+    assert_eq!(read.results.len(), 6);
+    assert!(read.results.iter().all(|row| row.mbu.is_none()));
+    assert!(read.results.iter().all(|row| row.throttled.is_none()));
+    assert_eq!(read.results[0].error, tables("run").results[0].error);
+    report::render(dir.path()).unwrap();
 }
 
 #[test]
@@ -525,6 +544,7 @@ fn all_renderings_show_the_same_numbers() {
             };
             let markdown_line = line(&markdown, &format!("| {name} |"));
             let terminal_line = line(&terminal, &format!("{name} "));
+            let terminal_head = terminal.lines().next().unwrap();
             for (i, Cell { text, extra }) in row.cells.iter().enumerate() {
                 assert!(html.contains(&format!(">{text}")), "{name}: {text}");
                 assert!(extra.is_empty() || html.contains(extra), "{name}: {extra}");
@@ -532,7 +552,9 @@ fn all_renderings_show_the_same_numbers() {
                 let escaped = plain.trim().replace('[', "\\[").replace(']', "\\]");
                 assert!(markdown_line.contains(&escaped), "{name}: {escaped}");
                 let is_status = i + 1 == row.cells.len();
-                if row.failed == is_status {
+                // A line that is too long gives up columns.
+                let shown = is_status || terminal_head.contains(&results.columns[i].short);
+                if row.failed == is_status && shown {
                     assert!(
                         terminal_line.contains(&format::ascii(text)),
                         "{terminal_line}"
@@ -546,6 +568,64 @@ fn all_renderings_show_the_same_numbers() {
             "{headline}"
         );
     }
+}
+
+#[test]
+fn shares_stand_beside_the_rates_they_explain() {
+    let results = content::results(&tables("run"));
+    let heads: Vec<_> = results.columns.iter().map(|c| c.short.as_str()).collect();
+    assert_eq!(
+        heads[5..10],
+        ["prefill/s", "MFU%", "decode/s", "MBU%", "quant s"]
+    );
+    let cells = &results.rows[0].cells;
+    assert_eq!(cells[6].text, "13");
+    assert_eq!(cells[8].text, "11");
+    // All columns of an ordinary run fit the terminal.
+    let terminal = terminal::summary(&tables("run"));
+    let head = terminal.lines().next().unwrap();
+    assert!(heads[..10].iter().all(|h| head.contains(h)), "{head}");
+
+    let notes = content::method_notes(&tables("run"));
+    let note = |term: &str| &notes.iter().find(|(t, _)| *t == term).unwrap().1;
+    assert!(!note("MBU and MFU").contains("as it does here"));
+    for part in [
+        "2 threads",
+        "256 MiB (last-level caches 32 MiB) 20.0 GB/s",
+        "copying it 17.5 GB/s",
+        "F32 150 GFLOP/s (F32 multiply-adds in registers, avx2)",
+        "Best of 10 passes",
+    ] {
+        assert!(note("Roofline").contains(part), "{}", note("Roofline"));
+    }
+
+    let mut cached = tables("run");
+    cached.results[0].mbu = Some(1.24);
+    cached.results[1].mbu = None;
+    for row in &mut cached.results {
+        row.mfu = Some(0.05);
+    }
+    let notes = content::method_notes(&cached);
+    assert!(
+        notes
+            .iter()
+            .any(|(_, text)| text.contains("as it does here"))
+    );
+    let rows = content::results(&cached).rows;
+    assert_eq!(rows[0].cells[8].text, "124");
+    assert_eq!(rows[1].cells[8].text, format::ABSENT);
+    assert_eq!(rows[1].cells[6].text, "5.0");
+
+    // A run that has neither shows no empty columns and explains nothing.
+    let without = content::results(&tables("failed"));
+    assert!(without.columns.iter().all(|c| !c.short.contains("MBU")));
+    assert_eq!(without.rows[0].cells.len(), without.columns.len());
+    let notes = content::method_notes(&tables("failed"));
+    assert!(
+        notes
+            .iter()
+            .all(|(t, _)| *t != "MBU and MFU" && *t != "Roofline")
+    );
 }
 
 #[test]

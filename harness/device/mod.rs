@@ -5,6 +5,15 @@
 //! exist: the CUDA driver (feature `cuda`) and, in the tests, an emulation that executes the same
 //! kernels on the CPU. What sits above, packed products and model steps, does not know which.
 
+pub mod choice;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod gemm;
+pub mod requirements;
+pub mod roofline;
+
+pub use choice::{DeviceChoice, open};
+
 use crate::memory::{self, Part};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -55,6 +64,16 @@ pub trait Driver: Send + Sync {
 
     /// Waits until everything that was started has ended, and reports what failed on the way.
     fn synchronize(&self) -> Result<()>;
+
+    /// Seconds from the start to the end of what `body` starts, by the device's own clock where it
+    /// has one.
+    fn elapsed_s(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.synchronize()?;
+        let start = std::time::Instant::now();
+        body()?;
+        self.synchronize()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
 
     /// What the device's allocator holds.
     fn pool(&self) -> Result<PoolUsage>;
@@ -123,6 +142,14 @@ impl Args {
         let at = |start: &usize| unsafe { base.add(*start) }.cast::<c_void>();
         self.pointers.extend(self.starts.iter().map(at));
         &mut self.pointers
+    }
+
+    /// Whether these are parameters of `bytes` bytes each, to the 8 bytes that one takes at least.
+    pub fn fits(&self, bytes: &[usize]) -> bool {
+        let end = self.words.len();
+        let ends = self.starts.iter().skip(1).chain([&end]);
+        let words = ends.zip(&self.starts).map(|(end, start)| end - start);
+        words.eq(bytes.iter().map(|n| n.div_ceil(size_of::<u64>())))
     }
 
     /// The parameters' bytes, for a driver that keeps them.
@@ -326,5 +353,20 @@ impl Gpu {
             shared_bytes: shared_bytes as u32,
         };
         self.driver.launch(&launch, &mut args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_compared_with_parameters_by_number_and_size() {
+        let args = Args::new().with(1u64).with(2i32).with([3u64; 5]);
+        assert!(args.fits(&[8, 4, 40]));
+        for other in [&[8, 4][..], &[8, 4, 40, 4], &[8, 4, 48], &[4, 40, 8], &[]] {
+            assert!(!args.fits(other), "{other:?}");
+        }
+        assert!(Args::new().fits(&[]));
     }
 }

@@ -2,5 +2,6 @@
 
 pub mod meter;
 pub mod quality;
+pub mod roofline;
 pub mod speed;
 pub mod stats;

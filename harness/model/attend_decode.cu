@@ -281,29 +281,67 @@ DEVICE void attend_decode_f32(const half* q, const float* kc, const float* vc, f
     }
 }
 
-#define ATTEND_DECODE(D)                                                                          \
-    extern "C" __global__ void __launch_bounds__(DECODE_THREADS) attend_decode_kvf16_d##D(        \
-        const half* q, const half* kc, const half* vc, float* partial, const unsigned* position,  \
-        int batch, int heads, int kv_heads, int head_dim, int capacity, int splits,               \
-        float scale) {                                                                            \
-        attend_decode_f16<D>(q, kc, vc, partial, position, heads, kv_heads, capacity, splits,     \
-                             scale);                                                              \
-    }                                                                                             \
-    extern "C" __global__ void __launch_bounds__(DECODE_THREADS) attend_decode_kvf32_d##D(        \
-        const half* q, const float* kc, const float* vc, float* partial,                          \
-        const unsigned* position, int batch, int heads, int kv_heads, int head_dim, int capacity, \
-        int splits, float scale) {                                                                \
-        attend_decode_f32<D>(q, kc, vc, partial, position, heads, kv_heads, capacity, splits,     \
-                             scale);                                                              \
-    }
+#define DECODE_PARAMETERS(KV)                                                                     \
+    const half *q, const KV *kc, const KV *vc, float *partial, const unsigned *position,          \
+        int batch, int heads, int kv_heads, int head_dim, int capacity, int splits, float scale
+#define DECODE_ARGUMENTS q, kc, vc, partial, position, heads, kv_heads, capacity, splits, scale
 
-ATTEND_DECODE(16)
-ATTEND_DECODE(32)
-ATTEND_DECODE(64)
-ATTEND_DECODE(80)
-ATTEND_DECODE(96)
-ATTEND_DECODE(128)
-ATTEND_DECODE(256)
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf16_d16(DECODE_PARAMETERS(half)) {
+    attend_decode_f16<16>(DECODE_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf16_d32(DECODE_PARAMETERS(half)) {
+    attend_decode_f16<32>(DECODE_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf16_d64(DECODE_PARAMETERS(half)) {
+    attend_decode_f16<64>(DECODE_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf16_d80(DECODE_PARAMETERS(half)) {
+    attend_decode_f16<80>(DECODE_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf16_d96(DECODE_PARAMETERS(half)) {
+    attend_decode_f16<96>(DECODE_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf16_d128(DECODE_PARAMETERS(half)) {
+    attend_decode_f16<128>(DECODE_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf16_d256(DECODE_PARAMETERS(half)) {
+    attend_decode_f16<256>(DECODE_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf32_d16(DECODE_PARAMETERS(float)) {
+    attend_decode_f32<16>(DECODE_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf32_d32(DECODE_PARAMETERS(float)) {
+    attend_decode_f32<32>(DECODE_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf32_d64(DECODE_PARAMETERS(float)) {
+    attend_decode_f32<64>(DECODE_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf32_d80(DECODE_PARAMETERS(float)) {
+    attend_decode_f32<80>(DECODE_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf32_d96(DECODE_PARAMETERS(float)) {
+    attend_decode_f32<96>(DECODE_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf32_d128(DECODE_PARAMETERS(float)) {
+    attend_decode_f32<128>(DECODE_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    attend_decode_kvf32_d256(DECODE_PARAMETERS(float)) {
+    attend_decode_f32<256>(DECODE_ARGUMENTS);
+}
 
 // Joins the slices. Grid: (heads, batch); any block (128).
 extern "C" __global__ void attend_combine(const float* __restrict__ partial,

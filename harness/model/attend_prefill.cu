@@ -241,26 +241,64 @@ DEVICE void attend_prefill_f32(const half* q, const float* kc, const float* vc, 
     }
 }
 
-#define ATTEND_PREFILL(D)                                                                         \
-    extern "C" __global__ void __launch_bounds__(PREFILL_THREADS) attend_prefill_kvf16_d##D(      \
-        const half* q, const half* kc, const half* vc, half* out, const unsigned* position,       \
-        int batch, int tokens, int heads, int kv_heads, int head_dim, int capacity,               \
-        float scale) {                                                                            \
-        attend_prefill_f16<D>(q, kc, vc, out, position, tokens, heads, kv_heads, capacity,        \
-                              scale);                                                             \
-    }                                                                                             \
-    extern "C" __global__ void __launch_bounds__(PREFILL_THREADS) attend_prefill_kvf32_d##D(      \
-        const half* q, const float* kc, const float* vc, half* out, const unsigned* position,     \
-        int batch, int tokens, int heads, int kv_heads, int head_dim, int capacity,               \
-        float scale) {                                                                            \
-        attend_prefill_f32<D>(q, kc, vc, out, position, tokens, heads, kv_heads, capacity,        \
-                              scale);                                                             \
-    }
+#define PREFILL_PARAMETERS(KV)                                                                    \
+    const half *q, const KV *kc, const KV *vc, half *out, const unsigned *position, int batch,    \
+        int tokens, int heads, int kv_heads, int head_dim, int capacity, float scale
+#define PREFILL_ARGUMENTS q, kc, vc, out, position, tokens, heads, kv_heads, capacity, scale
 
-ATTEND_PREFILL(16)
-ATTEND_PREFILL(32)
-ATTEND_PREFILL(64)
-ATTEND_PREFILL(80)
-ATTEND_PREFILL(96)
-ATTEND_PREFILL(128)
-ATTEND_PREFILL(256)
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf16_d16(PREFILL_PARAMETERS(half)) {
+    attend_prefill_f16<16>(PREFILL_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf16_d32(PREFILL_PARAMETERS(half)) {
+    attend_prefill_f16<32>(PREFILL_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf16_d64(PREFILL_PARAMETERS(half)) {
+    attend_prefill_f16<64>(PREFILL_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf16_d80(PREFILL_PARAMETERS(half)) {
+    attend_prefill_f16<80>(PREFILL_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf16_d96(PREFILL_PARAMETERS(half)) {
+    attend_prefill_f16<96>(PREFILL_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf16_d128(PREFILL_PARAMETERS(half)) {
+    attend_prefill_f16<128>(PREFILL_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf16_d256(PREFILL_PARAMETERS(half)) {
+    attend_prefill_f16<256>(PREFILL_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf32_d16(PREFILL_PARAMETERS(float)) {
+    attend_prefill_f32<16>(PREFILL_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf32_d32(PREFILL_PARAMETERS(float)) {
+    attend_prefill_f32<32>(PREFILL_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf32_d64(PREFILL_PARAMETERS(float)) {
+    attend_prefill_f32<64>(PREFILL_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf32_d80(PREFILL_PARAMETERS(float)) {
+    attend_prefill_f32<80>(PREFILL_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf32_d96(PREFILL_PARAMETERS(float)) {
+    attend_prefill_f32<96>(PREFILL_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf32_d128(PREFILL_PARAMETERS(float)) {
+    attend_prefill_f32<128>(PREFILL_ARGUMENTS);
+}
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+    attend_prefill_kvf32_d256(PREFILL_PARAMETERS(float)) {
+    attend_prefill_f32<256>(PREFILL_ARGUMENTS);
+}

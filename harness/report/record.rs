@@ -93,6 +93,21 @@ pub struct ResultRow {
     /// Plain-word warnings, joined with `; `.
     pub warnings: String,
     pub error: String,
+    /// Share of the measured memory bandwidth that decoding used; 0.5 is half.
+    pub mbu: Option<f64>,
+    /// Share of the measured arithmetic rate that prefill used.
+    pub mfu: Option<f64>,
+    /// GPU: what the memory pool held from the driver, high-water.
+    pub pool_reserved_bytes: Option<u64>,
+    /// GPU: how much less memory the driver had free.
+    pub driver_delta_bytes: Option<u64>,
+    /// GPU: what NVML reports for the process.
+    pub nvml_process_bytes: Option<u64>,
+    pub gpu_clock_mhz_median: Option<f64>,
+    /// GPU: whether it held its clock down while it was timed.
+    pub throttled: Option<bool>,
+    /// GPU: energy of the decode phase over its tokens.
+    pub joules_per_token: Option<f64>,
 }
 
 /// One row of `quality.csv`; `dataset` is a set's name or `overall`.
@@ -169,6 +184,47 @@ pub struct Host {
     pub memory_bytes: Option<u64>,
     pub os: String,
     pub kernel: String,
+}
+
+/// What a machine can do at most, as measured in the run itself. Rates are the best of the
+/// repetitions, all threads (or the whole GPU) together.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Roofline {
+    pub device: String,
+    /// Threads of a CPU.
+    pub threads: Option<u64>,
+    /// Bytes per second of reading a buffer from end to end.
+    pub read_bytes_s: f64,
+    /// Bytes per second of copying a buffer, bytes read and written counted.
+    pub copy_bytes_s: f64,
+    /// F32 operations per second; a multiplication and an addition are two.
+    pub f32_flop_s: Option<f64>,
+    /// Likewise of a large product of F16 matrices accumulated in F32.
+    pub f16_gemm_flop_s: Option<f64>,
+    pub fp8_gemm_flop_s: Option<f64>,
+    pub int8_gemm_op_s: Option<f64>,
+    /// How the arithmetic rates were measured, in words.
+    pub arithmetic: String,
+    /// Of one buffer; a copy goes from one to another of the same size.
+    pub buffer_bytes: u64,
+    /// All last-level caches of the machine together.
+    pub last_level_cache_bytes: Option<u64>,
+    pub repetitions: u64,
+    /// What measuring all this took.
+    pub seconds: f64,
+}
+
+impl Roofline {
+    /// What mbu divides by: the better of reading and copying.
+    pub fn bandwidth_bytes_s(&self) -> f64 {
+        self.read_bytes_s.max(self.copy_bytes_s)
+    }
+
+    /// What mfu divides by: the rate of F16 matrix products where there is one, else of F32.
+    pub fn flop_s(&self) -> Option<f64> {
+        self.f16_gemm_flop_s.or(self.f32_flop_s)
+    }
 }
 
 /// The model a run measured.
@@ -253,6 +309,9 @@ pub struct RunInfo {
     /// The precision that differences refer to; empty with `--no-reference`.
     pub reference: String,
     pub host: Host,
+    /// Absent if nothing was timed, or it could not be measured.
+    #[serde(default)]
+    pub roofline: Option<Roofline>,
     pub model: ModelInfo,
     pub texts: Vec<TextInfo>,
     /// All options of the run with their values, defaults included.

@@ -27,7 +27,7 @@ pub fn summary(tables: &Tables) -> String {
 }
 
 /// Columns in the order in which they are given up when the line is too long.
-const LEAST_NEEDED: [&str; 4] = ["quant s", "bits/w", "prefill/s", "decode/s"];
+const LEAST_NEEDED: [&str; 6] = ["MFU%", "quant s", "bits/w", "MBU%", "prefill/s", "decode/s"];
 
 fn grid(table: &Table) -> String {
     // The last column is the status, which a failed row shows in place of its numbers.

@@ -1,10 +1,11 @@
 //! What a parent asks of a child and what the child answers: one line of JSON each.
 
 use crate::measure::quality::WindowScore;
+use crate::measure::roofline::Cost;
 use crate::measure::speed::{Sample, Workload};
 use crate::model::config::Config;
 use crate::packed::FormatSpec;
-use crate::report::record::Status;
+use crate::report::record::{Roofline, Status};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,6 +16,11 @@ pub enum Job {
     Quantize(QuantizeJob),
     Measure(MeasureJob),
     Time(TimeJob),
+    /// Measures the machine itself; answered by [`Event::Roofline`].
+    Roofline {
+        /// Of each of two buffers.
+        buffer_bytes: u64,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -104,6 +110,7 @@ pub enum Event {
     /// A time child has loaded its model.
     Ready,
     Timed(Sample),
+    Roofline(Box<Roofline>),
     Failed {
         status: Status,
         message: String,
@@ -143,4 +150,5 @@ pub struct MemoryResult {
     pub peak_rss_bytes: Option<u64>,
     pub prefill_kernel: String,
     pub decode_kernel: String,
+    pub cost: Cost,
 }

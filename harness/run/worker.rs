@@ -8,6 +8,7 @@ use crate::data::protocol::Protocol;
 use crate::formats::native;
 use crate::hash::sha256_of_file;
 use crate::measure::quality::{CachedDecoder, TokenStream, score_text};
+use crate::measure::roofline::{self, Cost};
 use crate::measure::speed::{Phase, Workload, run_once};
 use crate::memory::{Bracket, Usage, peak_rss_bytes, reset_peak_rss};
 use crate::model::decoder::Decoder;
@@ -43,6 +44,8 @@ pub fn main() -> i32 {
                 Ok(Job::Quantize(job)) => run_quantize(job),
                 Ok(Job::Measure(job)) => run_measure(job),
                 Ok(Job::Time(job)) => run_time(job),
+                Ok(Job::Roofline { buffer_bytes }) => roofline::measure(buffer_bytes)
+                    .and_then(|roofline| send(&Event::Roofline(Box::new(roofline)))),
                 Err(e) => Err(Error::usage(
                     format!("the worker was given no job: {e}"),
                     "start it through quantbench run",
@@ -262,6 +265,7 @@ fn measure_memory(
         peak_rss_bytes: peak_rss_bytes().max(load.peak_rss_bytes),
         prefill_kernel: first.kernel(workload.batch() * workload.prompt_tokens()),
         decode_kernel: first.kernel(workload.batch()),
+        cost: Cost::of(decoder, kv),
     })
 }
 

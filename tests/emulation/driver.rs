@@ -69,6 +69,10 @@ impl Driver for Spy {
         self.inner.synchronize()
     }
 
+    fn elapsed_s(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.inner.elapsed_s(body)
+    }
+
     fn pool(&self) -> Result<PoolUsage> {
         self.inner.pool()
     }

@@ -11,6 +11,7 @@ mod avx512;
 pub(super) mod isa;
 mod kernel;
 mod paths;
+mod peak;
 mod portable;
 pub(super) mod rows;
 
@@ -19,6 +20,7 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use kernel::{BLOCK, Product, Tile};
 use rows::{Elements, Rows, Scales};
+use std::hint::black_box;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -264,6 +266,34 @@ fn product(w: impl Rows, x: &[f32], rows: usize, y: &mut [MaybeUninit<f32>]) -> 
             unsafe { paths::tile(path, w, weight_rows, p, tile, workspace.as_mut_ptr()) }
         });
     }
+    Ok(())
+}
+
+/// Runs `rounds` rounds of F32 multiply-adds on registers alone, on the calling thread, and
+/// returns the operations done (a multiplication and an addition are two): the ceiling of every
+/// F32 product.
+///
+/// # Errors
+/// A bad `QUANTBENCH_CPU_PATH`.
+pub fn multiply_adds(rounds: usize) -> Result<f64> {
+    let path = path()?;
+    // Opaque, and such that the sums stay near 1 however many there are.
+    let operands = black_box([0.5; peak::OPERANDS]);
+    // SAFETY: `path` is available.
+    let (sum, flop) = unsafe { paths::multiply_adds(path, rounds, &operands) };
+    black_box(sum);
+    Ok(flop)
+}
+
+/// Loads all of `data` (but a tail of less than 1 KiB), on the calling thread, and does nothing
+/// with it: the ceiling of everything that reads memory.
+///
+/// # Errors
+/// A bad `QUANTBENCH_CPU_PATH`.
+pub fn read(data: &[f32]) -> Result<()> {
+    let path = path()?;
+    // SAFETY: `path` is available.
+    black_box(unsafe { paths::read(path, black_box(data)) });
     Ok(())
 }
 

@@ -214,6 +214,7 @@ pub fn method_notes(tables: &Tables) -> Vec<(&'static str, String)> {
     );
     note("Memory", memory_note(tables));
     note("Speed", speed_note(tables));
+    note("MBU and MFU", shares_note(tables));
     note("Kernels", kernels_note(tables));
     note(
         "Quantizing",
@@ -224,6 +225,7 @@ pub fn method_notes(tables: &Tables) -> Vec<(&'static str, String)> {
     );
     note("Model", model_note(tables));
     note("Machine", machine_note(tables));
+    note("Roofline", roofline_note(tables));
     note("Version", {
         let commit = match info.git_commit.as_str() {
             "" => String::new(),
@@ -394,6 +396,74 @@ fn speed_note(tables: &Tables) -> String {
         amount(row.prompt_tokens),
         amount(row.generated_tokens),
         amount(row.batch),
+    )
+}
+
+fn shares_note(tables: &Tables) -> String {
+    let shares = tables.results.iter().map(|row| (row.mbu, row.mfu));
+    if shares.clone().all(|share| share == (None, None)) {
+        return String::new();
+    }
+    let beyond = match shares.filter_map(|(mbu, _)| mbu).any(|mbu| mbu > 1.0) {
+        true => ", as it does here",
+        false => "",
+    };
+    format!(
+        "Shares of what this machine can do at most, measured in this run (see Roofline). MBU, \
+         memory bandwidth utilization of decoding: the bytes that a step has to read (codes and \
+         scales of the blocks, output head, norms, keys and values of all positions seen) times \
+         steps per second, over the memory bandwidth. MFU, model FLOP utilization of prefill: the \
+         operations that the prompt needs (two per weight of the blocks and token, the head for \
+         the last position, attention) per second, over the arithmetic rate. Where the weights \
+         fit a cache they are not read from memory: MBU can then exceed 100 %{beyond}, and says \
+         nothing about larger models."
+    )
+}
+
+fn roofline_note(tables: &Tables) -> String {
+    let Some(roofline) = &tables.info.roofline else {
+        return String::new();
+    };
+    let giga = |rate: f64| format::number(rate / 1e9, format::three_digits(rate / 1e9));
+    let size = |bytes: u64| {
+        ByteUnit {
+            decimals: 0,
+            ..ByteUnit::for_largest([bytes])
+        }
+        .with_unit(bytes)
+    };
+    let threads = match roofline.threads {
+        Some(1) => ", one thread".to_string(),
+        Some(n) => format!(", {n} threads"),
+        None => String::new(),
+    };
+    let caches = match roofline.last_level_cache_bytes {
+        Some(bytes) => format!(" (last-level caches {})", size(bytes)),
+        None => String::new(),
+    };
+    let rates: Vec<String> = [
+        ("F32", roofline.f32_flop_s),
+        ("F16 matrix products", roofline.f16_gemm_flop_s),
+        ("FP8 matrix products", roofline.fp8_gemm_flop_s),
+        ("INT8 matrix products", roofline.int8_gemm_op_s),
+    ]
+    .into_iter()
+    .filter_map(|(what, rate)| Some(format!("{what} {} GFLOP/s", giga(rate?))))
+    .collect();
+    let arithmetic = match one_line(&roofline.arithmetic) {
+        how if how.is_empty() || rates.is_empty() => rates.join(", "),
+        how => format!("{} ({how})", rates.join(", ")),
+    };
+    format!(
+        "Measured in a process of its own before the timing ({}{threads}): reading a buffer of \
+         {}{caches} {} GB/s, copying it {} GB/s (bytes read and written); the better one counts. \
+         Arithmetic: {arithmetic}. Best of {} passes each, {} s in all.",
+        one_line(&roofline.device),
+        size(roofline.buffer_bytes),
+        giga(roofline.read_bytes_s),
+        giga(roofline.copy_bytes_s),
+        roofline.repetitions,
+        format::seconds(roofline.seconds),
     )
 }
 

@@ -144,6 +144,12 @@ fn rate_decimals<'a>(
         .min(1)
 }
 
+/// Decimals of a column of shares in %: one where all are small.
+fn share_decimals(tables: &Tables, share: fn(&ResultRow) -> Option<f64>) -> usize {
+    let small = |share: f64| share < 0.1;
+    usize::from(tables.results.iter().filter_map(share).all(small))
+}
+
 /// The main table: one line per row of `results.csv`, failed ones included.
 pub fn results(tables: &Tables) -> Table {
     let reference = &tables.info.reference;
@@ -157,13 +163,26 @@ pub fn results(tables: &Tables) -> Table {
     let percent = result_percent_decimals(tables);
     let prefill = rate_decimals(&tables.results, |r| r.prefill_tok_s);
     let decode = rate_decimals(&tables.results, |r| r.decode_tok_s);
-    let columns = vec![
+    // Runs from before these were measured, and runs without a timing, have neither.
+    let any =
+        |share: fn(&ResultRow) -> Option<f64>| tables.results.iter().any(|r| share(r).is_some());
+    let shares = any(|r| r.mfu) || any(|r| r.mbu);
+    let share_cell = |row: &ResultRow, share: fn(&ResultRow) -> Option<f64>| {
+        shares.then(|| {
+            let decimals = share_decimals(tables, share);
+            Cell::optional(share(row).map(|s| format::number(100.0 * s, decimals)))
+        })
+    };
+    let share_column = |head: &str, unit: &str| {
+        shares.then(|| column(head, unit, &format!("{head}%"), Kind::Number))
+    };
+    let mut columns = vec![
         column("Precision", "", "precision", Kind::Word),
         column("Perplexity", "", "ppl", Kind::Number),
         column(
             &format!("Change from {against}"),
             "%, 95 % interval",
-            "change % [95 % interval]",
+            "change % [95 % CI]",
             Kind::Number,
         ),
         column("Weights", "bits each", "bits/w", Kind::Number),
@@ -174,10 +193,14 @@ pub fn results(tables: &Tables) -> Table {
             Kind::Number,
         ),
         column("Prefill", "tok/s", "prefill/s", Kind::Number),
-        column("Decode", "tok/s", "decode/s", Kind::Number),
+    ];
+    columns.extend(share_column("MFU", "% of FLOP/s"));
+    columns.push(column("Decode", "tok/s", "decode/s", Kind::Number));
+    columns.extend(share_column("MBU", "% of bandwidth"));
+    columns.extend([
         column("Quantize", "s", "quant s", Kind::Number),
         column("Status", "", "status", Kind::Prose),
-    ];
+    ]);
     let rows = tables
         .results
         .iter()
@@ -202,25 +225,28 @@ pub fn results(tables: &Tables) -> Table {
             } else {
                 Cell::new(ABSENT, "")
             };
+            let mut cells = vec![
+                Cell::new(label(tables, row), ""),
+                match row.perplexity {
+                    Some(value) if own_protocol => Cell::new(format::number(value, perplexity), ""),
+                    Some(_) => Cell::new(ABSENT, one_line(&row.protocol)),
+                    None => Cell::new(ABSENT, ""),
+                },
+                change,
+                Cell::optional(row.bits_per_weight.map(|b| format::number(b, 2))),
+                Cell::optional(row.peak_memory_bytes.map(|b| unit.number(b))),
+                rate(row.prefill_tok_s, row.prefill_tok_s_sd, prefill),
+            ];
+            cells.extend(share_cell(row, |r| r.mfu));
+            cells.push(rate(row.decode_tok_s, row.decode_tok_s_sd, decode));
+            cells.extend(share_cell(row, |r| r.mbu));
+            cells.extend([
+                Cell::optional(row.quantize_s.map(format::seconds)),
+                Cell::new(row.status.word(), one_line(&row.error)),
+            ]);
             Row {
                 failed: row.status != Status::Ok,
-                cells: vec![
-                    Cell::new(label(tables, row), ""),
-                    match row.perplexity {
-                        Some(value) if own_protocol => {
-                            Cell::new(format::number(value, perplexity), "")
-                        }
-                        Some(_) => Cell::new(ABSENT, one_line(&row.protocol)),
-                        None => Cell::new(ABSENT, ""),
-                    },
-                    change,
-                    Cell::optional(row.bits_per_weight.map(|b| format::number(b, 2))),
-                    Cell::optional(row.peak_memory_bytes.map(|b| unit.number(b))),
-                    rate(row.prefill_tok_s, row.prefill_tok_s_sd, prefill),
-                    rate(row.decode_tok_s, row.decode_tok_s_sd, decode),
-                    Cell::optional(row.quantize_s.map(format::seconds)),
-                    Cell::new(row.status.word(), one_line(&row.error)),
-                ],
+                cells,
             }
         })
         .collect();

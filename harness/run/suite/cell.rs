@@ -4,6 +4,7 @@ use super::super::child::Ending;
 use super::super::host;
 use super::super::job::{Event, MemoryResult, QuantizeResult};
 use crate::measure::quality::WindowScore;
+use crate::measure::roofline::Cost;
 use crate::measure::speed::{Sample, Workload};
 use crate::measure::stats;
 use crate::quant::QuantMethod;
@@ -30,6 +31,8 @@ pub(super) struct Cell {
     pub(super) scores: Vec<Vec<WindowScore>>,
     pub(super) warnings: Vec<String>,
     pub(super) measured: bool,
+    /// What its model asks of a machine, once its measuring child has told.
+    pub(super) cost: Option<Cost>,
     /// One per workload of the suite, in its order (a reference added for quality has the first
     /// only).
     pub(super) points: Vec<Point>,
@@ -69,6 +72,7 @@ impl Cell {
         let first = point == 0;
         let point = &mut self.points[point];
         point.record_memory(m);
+        self.cost = Some(m.cost.clone());
         if first {
             self.detail.peak_bytes_by_phase = m.peak_bytes_by_phase.clone();
             self.detail.other_parts_bytes = m.other_parts_bytes.clone();
@@ -127,7 +131,8 @@ impl Point {
         if let Some(cache) = host::last_level_cache_bytes().filter(|c| weights <= *c) {
             self.warnings.push(format!(
                 "all weights ({:.1} MiB) fit the last-level cache ({} MiB): tok/s does not \
-                 predict that of larger models",
+                 predict that of larger models, and mbu, a share of the bandwidth of memory, can \
+                 exceed 1",
                 weights as f64 / f64::from(1 << 20),
                 cache >> 20
             ));

@@ -1,6 +1,7 @@
 //! A run: every precision of one model, each finished cell on disk at once.
 
 mod cell;
+mod roofline;
 mod rows;
 mod sweep;
 mod texts;
@@ -416,6 +417,7 @@ impl<'a> Suite<'a> {
             packed: PathBuf::new(),
             started: Instant::now(),
             measured: false,
+            cost: None,
             timed,
             title: match self.options.kv.len() {
                 1 => id.clone(),

@@ -31,6 +31,9 @@ impl Suite<'_> {
         if count == 0 {
             return Ok(true);
         }
+        if !self.measure_roofline()? {
+            return Ok(false);
+        }
         let largest = |turns: &Vec<Turn>| {
             let peaks = turns.iter().map(|t| self.point(t).row.peak_memory_bytes);
             peaks.max().flatten().unwrap_or(0)
@@ -79,6 +82,7 @@ impl Suite<'_> {
         }
         for turn in precisions.iter().flatten() {
             self.cells[turn.cell].points[turn.point].summarize_speed();
+            self.record_shares(turn.cell, turn.point);
         }
         Ok(going)
     }
