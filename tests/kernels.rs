@@ -15,7 +15,7 @@ use quantbench::packed::fp8_a8::Fp8A8;
 use quantbench::packed::grouped::Grouped;
 use quantbench::packed::int8::Int8;
 use quantbench::packed::int8_a8::Int8A8;
-use quantbench::packed::{FORMATS, FormatSpec, PackedLinear, load};
+use quantbench::packed::{FORMATS, FormatSpec, PackedLinear, load, random};
 use quantbench::{Error, Result};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -489,6 +489,55 @@ fn loading_what_was_stored_is_the_identity() {
             assert_eq!(packed.dequantize().unwrap(), again.dequantize().unwrap());
         }
     }
+}
+
+#[test]
+fn random_weights_are_weights_of_their_format() {
+    for case in cases() {
+        // The last two leave padding behind the codes of a row.
+        for (n, k) in [(300, 1024), (200, 577), (1, 3)] {
+            let spec = (case.pack)((n, k)).spec();
+            let make = |seed| random(&spec, (n, k), seed).unwrap();
+            let made = make(1);
+            assert_eq!(made.shape(), (n, k), "{}", case.name);
+            assert_eq!(made.spec(), spec, "{}", case.name);
+            assert_eq!(made.bytes(), (case.bytes)((n, k)), "{}", case.name);
+            let bytes_of = |p: &dyn PackedLinear| -> Vec<Vec<u8>> {
+                p.stored().iter().map(|s| bytes(&s.tensor)).collect()
+            };
+            // Loading refuses what is no number; padding is what quantizing leaves there.
+            let loaded = reload(&spec, (n, k), &tensors(&*made)).unwrap();
+            assert!(bytes_of(loaded.as_ref()) == bytes_of(made.as_ref()));
+            assert!(bytes_of(make(1).as_ref()) == bytes_of(made.as_ref()));
+            assert!(bytes_of(make(2).as_ref()) != bytes_of(made.as_ref()));
+            if k % 8 != 0 && spec.format == "uint-grouped" {
+                let used = k * spec.bits as usize;
+                let row_bytes = k.div_ceil(8) * spec.bits as usize;
+                for row in bytes_of(made.as_ref())[0].chunks(row_bytes) {
+                    let padding = (used..8 * row_bytes).any(|i| row[i / 8] >> (i % 8) & 1 == 1);
+                    assert!(!padding, "{}", case.name);
+                }
+            }
+            if n < 100 {
+                continue;
+            }
+            let weights = made.dequantize().unwrap();
+            let mean = |f: &dyn Fn(f64) -> f64| {
+                weights.iter().map(|w| f(f64::from(*w))).sum::<f64>() / weights.len() as f64
+            };
+            let deviation = 1.0 / (k as f64).sqrt();
+            let (mean, size) = (mean(&|w| w), mean(&|w| w * w).sqrt());
+            assert!(mean.abs() < 0.02 * deviation, "{}: mean {mean}", case.name);
+            let ratio = size / deviation;
+            assert!((ratio - 1.0).abs() < 0.02, "{}: {ratio}", case.name);
+        }
+    }
+    let spec = FormatSpec {
+        format: "uint-grouped".into(),
+        bits: 5,
+        group_size: 128,
+    };
+    assert!(random(&spec, (8, 8), 1).is_err());
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::packed::dense::Dense;
 use crate::packed::gpu::{Choice, Output, Product, Products};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::View;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -337,21 +338,7 @@ impl Kernels for GpuKernels {
     }
 
     fn place(&self, tensor: Tensor) -> Result<Tensor> {
-        let bytes: Vec<u8> = match tensor.dtype() {
-            DType::F32 => tensor
-                .flatten_all()?
-                .to_vec1::<f32>()?
-                .iter()
-                .flat_map(|x| x.to_ne_bytes())
-                .collect(),
-            other => {
-                return Err(Error::unsupported(
-                    format!("moving a {} tensor to a GPU", other.as_str()),
-                    "report this defect",
-                ));
-            }
-        };
-        self.upload(&bytes, tensor.dtype(), tensor.dims())
+        self.upload(&View::data(&tensor), tensor.dtype(), tensor.dims())
     }
 
     fn kv_cache(&self, shape: KvShape, precision: KvPrecision) -> Result<Vec<LayerCache>> {

@@ -40,10 +40,7 @@ impl PackedLinear for Fp8A8 {
     }
 
     fn spec(&self) -> FormatSpec {
-        FormatSpec {
-            format: NAME.into(),
-            ..self.weight.spec()
-        }
+        spec()
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -82,6 +79,15 @@ impl PackedLinear for Fp8A8 {
 
 const NAME: &str = "fp8-e4m3-a8";
 
+/// The one spec of this format.
+pub fn spec() -> FormatSpec {
+    FormatSpec {
+        format: NAME.into(),
+        bits: 8,
+        group_size: -1,
+    }
+}
+
 /// Loads [`Fp8A8`].
 pub struct Format;
 
@@ -96,11 +102,26 @@ impl super::Format for Format {
         shape: (usize, usize),
         tensors: &mut Tensors,
     ) -> Result<Box<dyn PackedLinear>> {
-        if (spec.bits, spec.group_size) != (8, -1) {
-            return Err(bad_spec(spec, "8 bits and group size -1"));
-        }
-        check_inputs(shape)?;
+        check(spec, shape)?;
         let weight = Fp8::load(Kind::E4m3, shape, tensors)?;
         Ok(Box::new(Fp8A8 { weight }))
+    }
+
+    fn random(
+        &self,
+        spec: &FormatSpec,
+        shape: (usize, usize),
+        seed: u64,
+    ) -> Result<Box<dyn PackedLinear>> {
+        check(spec, shape)?;
+        let weight = Fp8::random(Kind::E4m3, shape, seed)?;
+        Ok(Box::new(Fp8A8 { weight }))
+    }
+}
+
+fn check(spec: &FormatSpec, shape: (usize, usize)) -> Result<()> {
+    match spec == &self::spec() {
+        true => check_inputs(shape),
+        false => Err(bad_spec(spec, "8 bits and group size -1")),
     }
 }

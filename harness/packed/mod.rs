@@ -24,6 +24,7 @@ pub mod gpu;
 pub mod grouped;
 pub mod int8;
 pub mod int8_a8;
+mod random;
 
 use crate::error::TensorFault;
 use crate::{Error, Result};
@@ -113,6 +114,20 @@ pub trait Format: Sync {
         shape: (usize, usize),
         tensors: &mut Tensors,
     ) -> Result<Box<dyn PackedLinear>>;
+
+    /// A weight of `shape` `(n_out, k_in)` that nobody trained, made in its stored form: codes
+    /// uniform over those that are numbers (normal where a code is a number itself), scales such
+    /// that the weights have a standard deviation of `1 / sqrt(k_in)` around zero. Equal seeds
+    /// give equal bytes. Made on the CPU, in no more memory than the weight.
+    ///
+    /// # Errors
+    /// A spec that the format does not have.
+    fn random(
+        &self,
+        spec: &FormatSpec,
+        shape: (usize, usize),
+        seed: u64,
+    ) -> Result<Box<dyn PackedLinear>>;
 }
 
 /// Every format.
@@ -134,19 +149,33 @@ pub fn load(
     shape: (usize, usize),
     tensors: &mut Tensors,
 ) -> Result<Box<dyn PackedLinear>> {
-    match FORMATS
+    format_of(spec)?.load(spec, shape, tensors)
+}
+
+/// A random weight of any format, on the CPU; see [`Format::random`].
+///
+/// # Errors
+/// A format that is not in [`FORMATS`], besides those of [`Format::random`].
+pub fn random(
+    spec: &FormatSpec,
+    shape: (usize, usize),
+    seed: u64,
+) -> Result<Box<dyn PackedLinear>> {
+    format_of(spec)?.random(spec, shape, seed)
+}
+
+fn format_of(spec: &FormatSpec) -> Result<&'static dyn Format> {
+    FORMATS
         .iter()
         .find(|f| f.names().contains(&spec.format.as_str()))
-    {
-        Some(format) => format.load(spec, shape, tensors),
-        None => {
+        .copied()
+        .ok_or_else(|| {
             let names: Vec<_> = FORMATS.iter().flat_map(|f| f.names()).copied().collect();
-            Err(Error::unsupported(
+            Error::unsupported(
                 format!("weight format `{}`", spec.format),
                 format!("known formats: {}", names.join(", ")),
-            ))
-        }
-    }
+            )
+        })
 }
 
 /// A format whose bits or group size do not exist.

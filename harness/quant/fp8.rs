@@ -4,8 +4,8 @@
 
 use super::{Family, Group, LayerStats, Listed, Matrix, Notes, QuantMethod};
 use crate::Result;
-use crate::packed::PackedLinear;
 use crate::packed::fp8::{Fp8 as Packed, Kind};
+use crate::packed::{FormatSpec, PackedLinear};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -81,6 +81,10 @@ impl QuantMethod for Fp8 {
             ("group_size".into(), json!(-1)),
             ("scale_dtype".into(), json!("f32")),
         ])
+    }
+
+    fn spec(&self) -> FormatSpec {
+        self.kind.spec()
     }
 
     fn quantize(

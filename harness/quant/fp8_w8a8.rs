@@ -4,10 +4,10 @@
 
 use super::{Family, Group, LayerStats, Listed, Notes, QuantMethod, fp8};
 use crate::Result;
-use crate::packed::PackedLinear;
 use crate::packed::activations::Activations;
 use crate::packed::fp8::Kind;
 use crate::packed::fp8_a8::Fp8A8 as Packed;
+use crate::packed::{FormatSpec, PackedLinear, fp8_a8};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -42,6 +42,10 @@ impl QuantMethod for Fp8W8A8 {
             ("activations".into(), json!(Activations::E4m3.name())),
             ("activation_scale".into(), json!("dynamic, absmax / 448")),
         ])
+    }
+
+    fn spec(&self) -> FormatSpec {
+        fp8_a8::spec()
     }
 
     fn quantize(

@@ -6,7 +6,7 @@
 use super::grid::{stored_scale, too_large};
 use super::{Family, Group, LayerStats, Listed, Member, Notes, QuantMethod};
 use crate::Result;
-use crate::packed::{PackedLinear, int8::Int8 as Packed};
+use crate::packed::{FormatSpec, PackedLinear, int8, int8::Int8 as Packed};
 use half::f16;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -96,6 +96,10 @@ impl QuantMethod for Int8 {
             ("symmetric".into(), json!(true)),
             ("scale_dtype".into(), json!("f16")),
         ])
+    }
+
+    fn spec(&self) -> FormatSpec {
+        int8::spec(self.per_row)
     }
 
     fn quantize(

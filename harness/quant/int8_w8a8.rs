@@ -4,9 +4,9 @@
 
 use super::{Family, Group, LayerStats, Listed, Notes, QuantMethod, int8};
 use crate::Result;
-use crate::packed::PackedLinear;
 use crate::packed::activations::Activations;
 use crate::packed::int8_a8::Int8A8 as Packed;
+use crate::packed::{FormatSpec, PackedLinear, int8_a8};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -41,6 +41,10 @@ impl QuantMethod for Int8W8A8 {
             ("activations".into(), json!(Activations::Int8.name())),
             ("activation_scale".into(), json!("dynamic, absmax / 127")),
         ])
+    }
+
+    fn spec(&self) -> FormatSpec {
+        int8_a8::spec()
     }
 
     fn quantize(

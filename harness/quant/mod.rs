@@ -24,7 +24,7 @@ mod stats;
 
 pub use stats::{LayerStats, StatsBuilder};
 
-use crate::packed::PackedLinear;
+use crate::packed::{FormatSpec, PackedLinear};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -299,6 +299,9 @@ pub trait QuantMethod: Send + Sync {
 
     /// All parameters, defaults included, for the row's JSON.
     fn parameters(&self) -> BTreeMap<String, serde_json::Value>;
+
+    /// The form in which [`QuantMethod::quantize`] stores every weight.
+    fn spec(&self) -> FormatSpec;
 
     fn calibration(&self) -> Calibration {
         Calibration::None

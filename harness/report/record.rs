@@ -298,7 +298,16 @@ pub struct TextInfo {
     pub ids_sha256: String,
 }
 
-/// What does not fit one flat row, per precision.
+/// Memory in detail of one batch and context.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkloadDetail {
+    pub batch: u64,
+    pub prompt_tokens: u64,
+    pub peak_bytes_by_phase: BTreeMap<String, u64>,
+    pub other_parts_bytes: BTreeMap<String, u64>,
+}
+
+/// What does not fit one flat row, per precision and KV cache.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CellDetail {
     pub precision: String,
@@ -308,11 +317,14 @@ pub struct CellDetail {
     /// Counts that the method reported (damping retries, groups left unscaled, ...).
     pub notes: BTreeMap<String, f64>,
     pub quantize_peak_bytes: Option<u64>,
-    /// High-water marks of the measuring process by phase: `load`, `prefill`, `decode`,
-    /// `perplexity`.
+    /// High-water marks of the measuring process by phase: `load`, `prefill`, `decode` of the
+    /// first batch and context, `perplexity`.
     pub peak_bytes_by_phase: BTreeMap<String, u64>,
     /// What `other_bytes` consists of.
     pub other_parts_bytes: BTreeMap<String, u64>,
+    /// The same for every further batch and context.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<WorkloadDetail>,
     pub packed_sha256: String,
     pub macro_perplexity: Option<f64>,
     /// Absent on a CPU.

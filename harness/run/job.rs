@@ -3,6 +3,7 @@
 use crate::measure::quality::WindowScore;
 use crate::measure::roofline::Cost;
 use crate::measure::speed::{Sample, Workload};
+use crate::model::config::Config;
 use crate::packed::FormatSpec;
 use crate::report::record::{Roofline, Status};
 use serde::{Deserialize, Serialize};
@@ -33,11 +34,26 @@ pub struct QuantizeJob {
     pub output: PathBuf,
 }
 
+/// The model that a measuring or timing child runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Subject {
+    /// The file that a quantize child wrote.
+    Packed(PathBuf),
+    /// A shape filled with random codes.
+    Synthetic {
+        config: Config,
+        precision: String,
+        seed: u64,
+    },
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MeasureJob {
-    pub packed: PathBuf,
+    pub subject: Subject,
     pub kv: String,
-    pub workload: Workload,
+    /// Their memory is measured one after the other.
+    pub workloads: Vec<Workload>,
+    /// Nothing is scored without any.
     pub texts: Vec<JobText>,
     /// Protocol id.
     pub protocol: String,
@@ -57,13 +73,18 @@ pub struct JobText {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct TimeJob {
-    pub packed: PathBuf,
+    pub subject: Subject,
+    /// Each line on the child's standard input is an index into these; the answer is one
+    /// [`Event::Timed`].
+    pub turns: Vec<Turn>,
+}
+
+/// What a time child runs when it is asked to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Turn {
     pub kv: String,
     pub workload: Workload,
 }
-
-/// Answer of a time child to a line on its standard input is one [`Event::Timed`].
-pub const TIME_ONCE: &str = "once";
 
 /// A line on a child's standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -74,6 +95,9 @@ pub enum Event {
         total: usize,
     },
     Quantized(QuantizeResult),
+    /// A measuring child has loaded its model.
+    Loaded,
+    /// Memory of the next workload.
     Memory(Box<MemoryResult>),
     /// One window of a text (by index) was scored.
     Window {
@@ -93,7 +117,7 @@ pub enum Event {
     },
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct QuantizeResult {
     pub quantize_s: f64,
     /// High-water mark of everything the child allocated.
@@ -102,10 +126,11 @@ pub struct QuantizeResult {
     pub packed_sha256: String,
 }
 
-/// Memory of load, prefill and decode in the default workload.
+/// Memory of load, prefill and decode in one workload.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MemoryResult {
-    pub load_s: f64,
+    /// Absent where nothing was read.
+    pub load_s: Option<f64>,
     pub spec: FormatSpec,
     pub bits_per_weight: f64,
     pub weight_bytes: usize,

@@ -1,20 +1,21 @@
 //! The child's side: reads one [`Job`] from standard input, answers with [`Event`]s.
 
 use super::job::{
-    Event, Job, MeasureJob, MemoryResult, QuantizeJob, QuantizeResult, TIME_ONCE, TimeJob,
+    Event, Job, MeasureJob, MemoryResult, QuantizeJob, QuantizeResult, Subject, TimeJob, Turn,
 };
 use super::quantize::quantize;
 use crate::data::protocol::Protocol;
-use crate::formats::native::{self, Loaded};
+use crate::formats::native;
 use crate::hash::sha256_of_file;
 use crate::measure::quality::{CachedDecoder, TokenStream, score_text};
 use crate::measure::roofline::{self, Cost};
 use crate::measure::speed::{Phase, Workload, run_once};
-use crate::memory::{Bracket, Usage, peak_rss_bytes};
+use crate::memory::{Bracket, Usage, peak_rss_bytes, reset_peak_rss};
+use crate::model::decoder::Decoder;
 use crate::model::generate::Generator;
 use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::KvPrecision;
-use crate::model::weights;
+use crate::model::{synthetic, weights};
 use crate::report::record::Status;
 use crate::{Error, Result, quant};
 use candle_core::DType;
@@ -126,6 +127,22 @@ fn warm_thread_pool() {
     rayon::broadcast(|_| ());
 }
 
+/// The model in owned buffers, with RoPE tables for `positions`.
+fn load(subject: &Subject, positions: usize) -> Result<Decoder> {
+    let kernels: Arc<dyn Kernels> = Arc::new(CpuKernels);
+    match subject {
+        Subject::Packed(path) => Ok(native::load(path, positions, &kernels)?.decoder),
+        Subject::Synthetic {
+            config,
+            precision,
+            seed,
+        } => {
+            let spec = quant::parse(precision)?.spec();
+            synthetic::decoder(config, &spec, *seed, positions, &kernels)
+        }
+    }
+}
+
 fn run_measure(job: MeasureJob) -> Result<()> {
     let kv = KvPrecision::parse(&job.kv)?;
     let protocol = Protocol::parse(&job.protocol, 0)?;
@@ -140,8 +157,12 @@ fn run_measure(job: MeasureJob) -> Result<()> {
             (stream, t.windows)
         })
         .collect();
-    let workload = job.workload;
-    let positions = workload.positions().max(protocol.window);
+    let window = match texts.is_empty() {
+        true => 0,
+        false => protocol.window,
+    };
+    let positions = job.workloads.iter().map(Workload::positions);
+    let positions = positions.max().unwrap_or(0).max(window);
     warm_thread_pool();
 
     let bracket = Bracket::open();
@@ -149,15 +170,27 @@ fn run_measure(job: MeasureJob) -> Result<()> {
         bracket.set_limit(limit);
     }
     let start = Instant::now();
-    let loaded = native::load(&job.packed, positions, &cpu())?;
-    let load_s = start.elapsed().as_secs_f64();
-    let memory = measure_memory(&loaded, &workload, kv, &bracket, load_s)?;
-    send(&Event::Memory(Box::new(memory)))?;
-
+    let decoder = load(&job.subject, positions)?;
+    let load = Load {
+        seconds: matches!(job.subject, Subject::Packed(_)).then(|| start.elapsed().as_secs_f64()),
+        peak: bracket.peak(),
+        peak_rss_bytes: peak_rss_bytes(),
+    };
+    send(&Event::Loaded)?;
+    for (i, workload) in job.workloads.iter().enumerate() {
+        // What the system saw of the workload before is not this one's.
+        let rss_is_own = i == 0 || reset_peak_rss();
+        let mut memory = measure_memory(&decoder, workload, kv, &bracket, &load)?;
+        memory.peak_rss_bytes = memory.peak_rss_bytes.filter(|_| rss_is_own);
+        send(&Event::Memory(Box::new(memory)))?;
+    }
+    if texts.is_empty() {
+        return Ok(());
+    }
     bracket.reset_peak();
     let mut model = CachedDecoder {
-        cache: loaded.decoder.cache(1, protocol.window, kv)?,
-        decoder: &loaded.decoder,
+        cache: decoder.cache(1, protocol.window, kv)?,
+        decoder: &decoder,
     };
     for (text, (stream, windows)) in texts.iter().enumerate() {
         score_text(&mut model, stream, &protocol, *windows, &mut |score| {
@@ -172,22 +205,24 @@ fn run_measure(job: MeasureJob) -> Result<()> {
     })
 }
 
-fn cpu() -> Arc<dyn Kernels> {
-    Arc::new(CpuKernels)
+/// What loading took.
+struct Load {
+    /// Absent where nothing was read.
+    seconds: Option<f64>,
+    peak: Usage,
+    peak_rss_bytes: Option<u64>,
 }
 
 /// Runs the workload once and reads the counters at the end of each phase.
 fn measure_memory(
-    loaded: &Loaded,
+    decoder: &Decoder,
     workload: &Workload,
     kv: KvPrecision,
     bracket: &Bracket,
-    load_s: f64,
+    load: &Load,
 ) -> Result<MemoryResult> {
-    let decoder = &loaded.decoder;
     let after_load = bracket.live();
-    let load_peak = bracket.peak();
-    let mut phases: Vec<(&str, Usage)> = vec![("load", load_peak)];
+    let mut phases: Vec<(&str, Usage)> = vec![("load", load.peak)];
 
     bracket.reset_peak();
     let cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
@@ -205,7 +240,7 @@ fn measure_memory(
     let rope_bytes = decoder.rope.bytes();
     let first = &decoder.blocks[0].q.weight;
     Ok(MemoryResult {
-        load_s,
+        load_s: load.seconds,
         spec: first.spec(),
         bits_per_weight: decoder.bits_per_weight(),
         weight_bytes: decoder.body_bytes(),
@@ -228,7 +263,7 @@ fn measure_memory(
             .collect(),
         loaded_bytes: after_load.total_bytes,
         untagged_peak_bytes: highest(|u| u.untagged_bytes),
-        peak_rss_bytes: peak_rss_bytes(),
+        peak_rss_bytes: peak_rss_bytes().max(load.peak_rss_bytes),
         activation_dtype: match (first.activations(), decoder.kernels.activation_dtype()) {
             (Some(rounded), _) => rounded.name().into(),
             (None, DType::F32) => "fp32".into(),
@@ -242,21 +277,42 @@ fn measure_memory(
 }
 
 fn run_time(job: TimeJob) -> Result<()> {
-    let kv = KvPrecision::parse(&job.kv)?;
-    let loaded = native::load(&job.packed, job.workload.positions(), &cpu())?;
-    let workload = &job.workload;
-    let cache = loaded
-        .decoder
-        .cache(workload.batch(), workload.positions(), kv)?;
-    let mut generator = Generator::new(&loaded.decoder, cache);
+    let positions = job.turns.iter().map(|t| t.workload.positions()).max();
+    let decoder = load(&job.subject, positions.unwrap_or(0))?;
     send(&Event::Ready)?;
+    // One cache at a time: those of all turns together might not fit.
+    let mut held: Option<(usize, Generator)> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| Error::io("standard input", e, "the parent process ended"))?;
-        if line != TIME_ONCE {
+        let asked = line.parse().ok();
+        let Some((i, turn)) = asked.and_then(|i: usize| Some((i, job.turns.get(i)?))) else {
             break;
-        }
-        let sample = run_once(&mut generator, workload, &mut |_| ())?;
+        };
+        let mut generator = match held.take() {
+            Some((same, generator)) if same == i => generator,
+            other => {
+                drop(other);
+                fresh_generator(&decoder, turn)?
+            }
+        };
+        let sample = run_once(&mut generator, &turn.workload, &mut |_| ())?;
         send(&Event::Timed(sample))?;
+        held = Some((i, generator));
     }
     Ok(())
+}
+
+/// A generator for a turn that has taken its first steps, which a device may record: they are
+/// none of the turn's.
+fn fresh_generator<'a>(decoder: &'a Decoder, turn: &Turn) -> Result<Generator<'a>> {
+    let workload = &turn.workload;
+    let kv = KvPrecision::parse(&turn.kv)?;
+    let cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
+    let mut generator = Generator::new(decoder, cache);
+    let first_steps = Workload {
+        prompts: workload.prompts.iter().map(|p| p[..1].to_vec()).collect(),
+        generated_tokens: 1,
+    };
+    run_once(&mut generator, &first_steps, &mut |_| ())?;
+    Ok(generator)
 }

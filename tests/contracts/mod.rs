@@ -19,6 +19,7 @@ pub fn all(id: &str) {
         let case = Case::plain(n, k);
         bytes_are_reproducible(id, &case);
         bits_per_weight_are_exact(id, &case);
+        spec_is_what_is_stored(id, &case);
         forward_multiplies_by_the_dequantized_weight(id, &case);
         stored_tensors_load_equal(id, &case);
     }
@@ -201,6 +202,17 @@ pub fn bits_per_weight_are_exact(id: &str, case: &Case) {
             stored_bytes(&packed.spec(), n, k),
             "{id} [{n}, {k}]"
         );
+    }
+}
+
+/// A method says beforehand what it stores, so that a model can be filled without quantizing.
+pub fn spec_is_what_is_stored(id: &str, case: &Case) {
+    let spec = quant::parse(id).unwrap().spec();
+    for (weight, packed) in case.quantize(id).unwrap().pairs() {
+        assert_eq!(packed.spec(), spec, "{id}");
+        let shape = (weight.rows, weight.cols);
+        let random = packed::random(&spec, shape, 1).unwrap();
+        assert_eq!(random.bytes(), packed.bytes(), "{id} {shape:?}");
     }
 }
 

@@ -5,7 +5,7 @@ use crate::measure::nvml::NvmlGpu;
 use crate::measure::telemetry::{PERIOD, Recording, Telemetry, summarize, warnings};
 use crate::report::record::{GpuTelemetry, ResultRow};
 
-/// The recordings of a cell's repetitions, and the processes that they can be about. A cell that
+/// The recordings of a point's repetitions, and the processes that they can be about. A cell that
 /// is timed in two passes is two processes.
 #[derive(Default)]
 pub(super) struct Watched {
@@ -63,13 +63,16 @@ impl Suite<'_> {
         }
     }
 
-    /// Enters what was read while cell `i` was timed.
-    pub(super) fn record_telemetry(&mut self, i: usize) {
-        let tokens = self.workload.batch() * self.workload.generated_tokens;
-        let cell = &mut self.cells[i];
-        if let Some(telemetry) = cell.watched.enter(&mut cell.row, tokens) {
-            cell.warnings.extend(warnings(&telemetry));
-            cell.detail.gpu = Some(telemetry);
+    /// Enters what was read while a cell's point was timed.
+    pub(super) fn record_telemetry(&mut self, cell: usize, point: usize) {
+        let workload = &self.workloads[point];
+        let tokens = workload.batch() * workload.generated_tokens;
+        let cell = &mut self.cells[cell];
+        let point = &mut cell.points[point];
+        if let Some(telemetry) = point.watched.enter(&mut point.row, tokens) {
+            point.warnings.extend(warnings(&telemetry));
+            // Of several batches and contexts the first stands for the cell.
+            cell.detail.gpu.get_or_insert(telemetry);
         }
     }
 }
