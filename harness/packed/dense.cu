@@ -48,10 +48,10 @@ __device__ __forceinline__ void linear_in_f32(const Members& members, const half
     linear_plain<F, linear_tile(64)>(w, block * linear_tile(64), x, rows, k_in, group, output);
 }
 
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 4) linear_f16_r8(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_f16_r8(LINEAR_PARAMETERS) {
     linear<F16, 8>(LINEAR_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_f16_r16(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_f16_r16(LINEAR_PARAMETERS) {
     linear<F16, 16>(LINEAR_ARGUMENTS);
 }
 extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_f16_r32(LINEAR_PARAMETERS) {

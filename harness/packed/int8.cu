@@ -27,10 +27,10 @@ struct Int8 {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 4) linear_int8_r8(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_int8_r8(LINEAR_PARAMETERS) {
     linear<Int8, 8>(LINEAR_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_int8_r16(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_int8_r16(LINEAR_PARAMETERS) {
     linear<Int8, 16>(LINEAR_ARGUMENTS);
 }
 extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_int8_r32(LINEAR_PARAMETERS) {

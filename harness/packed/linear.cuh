@@ -289,7 +289,8 @@ struct Product {
     template <int SLICES>
     __device__ __forceinline__ void run(int slice, int k_in) {
         // Chunks of a run are neighbours, so that a warp reads whole cache lines.
-        constexpr int RUN = F::RUN, DEPTH = LOAD == F::PIECE ? F::DEPTH : RUN;
+        // Many sums leave no registers for more than the chunks of a run.
+        constexpr int RUN = F::RUN, DEPTH = F::GROUPED && (TILES > 2 || LOAD < F::PIECE) ? RUN : F::DEPTH;
         static_assert(DEPTH % RUN == 0, "whole runs");
         int whole = k_in / L::CHUNK;
         C chunks[DEPTH];

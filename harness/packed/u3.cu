@@ -25,10 +25,10 @@ struct U3 : Grouped<3> {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 4) linear_u3_r8(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_u3_r8(LINEAR_PARAMETERS) {
     linear<U3, 8>(LINEAR_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_u3_r16(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u3_r16(LINEAR_PARAMETERS) {
     linear<U3, 16>(LINEAR_ARGUMENTS);
 }
 extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u3_r32(LINEAR_PARAMETERS) {

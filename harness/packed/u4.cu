@@ -24,10 +24,10 @@ struct U4 : Grouped<4> {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 4) linear_u4_r8(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_u4_r8(LINEAR_PARAMETERS) {
     linear<U4, 8>(LINEAR_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_u4_r16(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u4_r16(LINEAR_PARAMETERS) {
     linear<U4, 16>(LINEAR_ARGUMENTS);
 }
 extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u4_r32(LINEAR_PARAMETERS) {

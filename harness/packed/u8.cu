@@ -18,10 +18,10 @@ struct U8 : Grouped<8> {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 4) linear_u8_r8(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_u8_r8(LINEAR_PARAMETERS) {
     linear<U8, 8>(LINEAR_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_u8_r16(LINEAR_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u8_r16(LINEAR_PARAMETERS) {
     linear<U8, 16>(LINEAR_ARGUMENTS);
 }
 extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u8_r32(LINEAR_PARAMETERS) {
