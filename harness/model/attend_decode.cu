@@ -31,7 +31,7 @@ struct Slice {
         const unsigned context = position < (unsigned)capacity ? position + 1 : capacity;
         unsigned length = (context + splits - 1) / splits;
         length = (length + DECODE_KEYS - 1) / DECODE_KEYS * DECODE_KEYS;
-        begin = min(blockIdx.x * length, context);
+        begin = blockIdx.x * length; // not before `end` where no keys are left
         end = min(begin + length, context);
     }
 };
@@ -233,7 +233,6 @@ DEVICE void attend_decode_f16(const half* q, const half* kc, const half* vc, flo
                 result[D + 1] = total;
             }
         }
-        __syncthreads(); // shared memory is used again for the next heads
     }
 }
 
@@ -254,7 +253,6 @@ DEVICE void attend_decode_f32(const half* q, const float* kc, const float* vc, f
     for (int first_head = 0; first_head < group; first_head += Attend::BLOCK_ROWS) {
         const int here = min(group - first_head, Attend::BLOCK_ROWS);
         const size_t head = (size_t)sequence * heads + kv_head * group + first_head;
-        __syncthreads(); // the queries of the heads before are still being read
         for (int i = threadIdx.x; i < Attend::BLOCK_ROWS * D; i += F32_THREADS) {
             const float x = i / D < here ? __half2float(q[head * D + i]) : 0.0f;
             shared.queries[i / D][i % D] = x * (scale * LOG2_E);
@@ -314,31 +312,31 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
     attend_decode_kvf16_d256(DECODE_PARAMETERS(half)) {
     attend_decode_f16<256>(DECODE_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
     attend_decode_kvf32_d16(DECODE_PARAMETERS(float)) {
     attend_decode_f32<16>(DECODE_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
     attend_decode_kvf32_d32(DECODE_PARAMETERS(float)) {
     attend_decode_f32<32>(DECODE_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
     attend_decode_kvf32_d64(DECODE_PARAMETERS(float)) {
     attend_decode_f32<64>(DECODE_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
     attend_decode_kvf32_d80(DECODE_PARAMETERS(float)) {
     attend_decode_f32<80>(DECODE_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
     attend_decode_kvf32_d96(DECODE_PARAMETERS(float)) {
     attend_decode_f32<96>(DECODE_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
     attend_decode_kvf32_d128(DECODE_PARAMETERS(float)) {
     attend_decode_f32<128>(DECODE_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
     attend_decode_kvf32_d256(DECODE_PARAMETERS(float)) {
     attend_decode_f32<256>(DECODE_ARGUMENTS);
 }
@@ -357,9 +355,7 @@ extern "C" __global__ void attend_combine(const float* __restrict__ partial,
         float x = 0.0f, sum = 0.0f;
         for (int s = 0; s < splits; s++) {
             const float* slice = slices + s * pitch;
-            // An empty slice; or one whose weights are all NaN, and 0 * NaN keeps that.
-            const bool none = slice[head_dim] == negative_infinity();
-            const float factor = none ? 0.0f : exp2_fast(slice[head_dim] - max);
+            const float factor = exp2_fast(slice[head_dim] - max); // 0 for an empty slice
             x += factor * slice[c];
             sum += factor * slice[head_dim + 1];
         }

@@ -45,7 +45,8 @@ template <int D> struct AttendF32 {
         __syncthreads();
     }
 
-    // visible[r]: row r sees keys before this one. Called by all threads of the block.
+    // visible[r]: row r sees keys before this one. Called by all threads of the block, which may
+    // have just written the queries, and may write new ones as soon as this returns.
     DEVICE void run(Shared& shared, const float* k, const float* v, size_t stride, unsigned begin,
                     unsigned end, const unsigned (&visible)[ROWS]) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -36,7 +36,8 @@ template <int D> struct Tile {
     // Rows first.. of `from`, `stride` halves apart; zeros from row `end` on.
     template <int ROWS>
     DEVICE static void load(uint4* tile, const half* from, size_t stride, int first, int end) {
-#pragma unroll
+        // For D = 256 there are no registers left to unroll into.
+#pragma unroll(D > 128 ? 1 : ROWS * UNITS)
         for (int i = threadIdx.x; i < ROWS * UNITS; i += PREFILL_THREADS) {
             const int row = i / UNITS, unit = i % UNITS;
             const bool present = first + row < end;
@@ -212,7 +213,6 @@ DEVICE void attend_prefill_f32(const half* q, const float* kc, const float* vc, 
     };
     for (int first = first_query(); first < last; first += Attend::BLOCK_ROWS) {
         const int here = min(last - first, Attend::BLOCK_ROWS);
-        __syncthreads(); // the queries before are still being read
         for (int i = threadIdx.x; i < Attend::BLOCK_ROWS * D; i += F32_THREADS) {
             const int row = i / D, c = i % D;
             const float x = row < here ? __half2float(q[row_at(first + row) + c]) : 0.0f;
@@ -274,31 +274,31 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
     attend_prefill_kvf16_d256(PREFILL_PARAMETERS(half)) {
     attend_prefill_f16<256>(PREFILL_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
     attend_prefill_kvf32_d16(PREFILL_PARAMETERS(float)) {
     attend_prefill_f32<16>(PREFILL_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
     attend_prefill_kvf32_d32(PREFILL_PARAMETERS(float)) {
     attend_prefill_f32<32>(PREFILL_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
     attend_prefill_kvf32_d64(PREFILL_PARAMETERS(float)) {
     attend_prefill_f32<64>(PREFILL_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
     attend_prefill_kvf32_d80(PREFILL_PARAMETERS(float)) {
     attend_prefill_f32<80>(PREFILL_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
     attend_prefill_kvf32_d96(PREFILL_PARAMETERS(float)) {
     attend_prefill_f32<96>(PREFILL_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
     attend_prefill_kvf32_d128(PREFILL_PARAMETERS(float)) {
     attend_prefill_f32<128>(PREFILL_ARGUMENTS);
 }
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
     attend_prefill_kvf32_d256(PREFILL_PARAMETERS(float)) {
     attend_prefill_f32<256>(PREFILL_ARGUMENTS);
 }

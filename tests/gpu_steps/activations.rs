@@ -47,8 +47,7 @@ fn rows_are_quantized_as_the_cpu_encodes() {
     ];
     for (rows, k) in [(1, 1), (3, 7), (2, 8), (4, 100), (17, 576), (1, 2056)] {
         let mut x = random_halves(rows * k, 1.0, 21);
-        // Values over many powers of two, the smallest of them subnormal codes; and halves of
-        // the smallest half, so that ties come up.
+        // Values over many powers of two, the smallest of them subnormal codes.
         for (i, x) in x.iter_mut().enumerate() {
             *x = f16::from_f32(x.to_f32() * 2f32.powi(i as i32 % 19 - 14));
         }
@@ -57,6 +56,13 @@ fn rows_are_quantized_as_the_cpu_encodes() {
             x[2 * k] = f16::NEG_ZERO;
         }
         for (kernel, top, encode) in kernels {
+            // A row whose scale is 1 and whose values lie halfway between codes.
+            if rows > 3 {
+                for (i, x) in x[3 * k..4 * k].iter_mut().enumerate() {
+                    *x = f16::from_f32((i % 64) as f32 - 31.5);
+                }
+                x[3 * k] = f16::from_f32(top);
+            }
             let (codes, scales) = quantize(emulation, kernel, &x, k);
             for ((x, codes), scale) in x.chunks(k).zip(codes.chunks(k)).zip(&scales) {
                 let largest = x.iter().map(|x| x.to_f32().abs()).fold(0.0, f32::max);

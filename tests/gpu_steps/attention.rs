@@ -234,44 +234,44 @@ impl<KV: Cached> Input<KV> {
     }
 }
 
-/// `(batch, heads, kv_heads, head_dim, capacity, position, splits)`
-type Decode = (usize, usize, usize, usize, usize, usize, usize);
+/// Head sizes that there are kernels for.
+const HEAD_DIMS: [usize; 7] = [16, 32, 64, 80, 96, 128, 256];
+/// `(query heads of a KV head, KV heads)`; decoding takes eight at a time.
+const DECODE_GROUPS: [(usize, usize); 5] = [(1, 3), (3, 1), (4, 2), (8, 1), (11, 1)];
+const PREFILL_GROUPS: [(usize, usize); 4] = [(1, 2), (3, 1), (2, 2), (1, 1)];
+const TOKENS: [usize; 5] = [1, 2, 17, 64, 100];
+const POSITIONS: [usize; 6] = [0, 1, 63, 64, 100, 210];
 
-const DECODE: [Decode; 14] = [
-    (1, 1, 1, 16, 1, 0, 1),
-    (1, 3, 1, 16, 9, 1, 2),
-    (2, 4, 4, 32, 100, 63, 1),
-    (1, 4, 1, 64, 80, 63, 7),
-    (3, 8, 2, 64, 70, 64, 2),
-    (1, 8, 1, 64, 130, 100, 1),
-    (1, 3, 3, 80, 101, 100, 2),
-    (1, 4, 1, 96, 70, 64, 7),
-    (2, 2, 2, 128, 110, 100, 7),
-    (1, 8, 1, 128, 300, 290, 2),
-    (1, 4, 1, 256, 70, 64, 2),
-    // More heads than a pass takes, in groups that are no multiple of it.
-    (1, 22, 2, 32, 40, 33, 2),
-    (1, 9, 1, 256, 20, 17, 1),
-    // The context is cut at the cache's end.
-    (1, 2, 1, 64, 50, 49, 3),
-];
+/// Shapes of every pair of position and number of tokens; the other sizes take turns.
+fn shapes(tokens: &[usize], groups: &[(usize, usize)]) -> impl Iterator<Item = Shape> {
+    let pairs = POSITIONS
+        .iter()
+        .flat_map(|position| tokens.iter().map(move |tokens| (*position, *tokens)));
+    pairs.enumerate().map(|(i, (position, tokens))| {
+        let (group, kv_heads) = groups[i % groups.len()];
+        Shape {
+            batch: 1 + i % 3 / 2 + i % 5 / 4,
+            tokens,
+            heads: group * kv_heads,
+            kv_heads,
+            head_dim: HEAD_DIMS[i % HEAD_DIMS.len()],
+            // At times the context ends where the cache ends.
+            capacity: position + tokens + [0, 1, 70][i % 3],
+            position,
+        }
+    })
+}
 
 fn decodes<KV: Cached>(emulation: &Emulation) {
-    for (batch, heads, kv_heads, head_dim, capacity, position, splits) in DECODE {
-        let shape = Shape {
-            batch,
-            tokens: 1,
-            heads,
-            kv_heads,
-            head_dim,
-            capacity,
-            position,
-        };
-        let input = Input::<KV>::new(&shape, f32::NAN);
-        let found = on_every_schedule(emulation, || shape.decode(emulation, &input, splits));
-        shape.check(&found, &input);
-        let other = Input::<KV>::new(&shape, 6e4);
-        assert!(same_bits(&shape.decode(emulation, &other, splits), &found));
+    // Three times each position, with other sizes and splits; seven are more than some have keys.
+    for (i, shape) in shapes(&[1; 3], &DECODE_GROUPS).enumerate() {
+        for splits in [1, [2, 7][i % 2]] {
+            let input = Input::<KV>::new(&shape, f32::NAN);
+            let found = on_every_schedule(emulation, || shape.decode(emulation, &input, splits));
+            shape.check(&found, &input);
+            let other = Input::<KV>::new(&shape, 6e4);
+            assert!(same_bits(&shape.decode(emulation, &other, splits), &found));
+        }
     }
 }
 
@@ -289,42 +289,31 @@ fn one_token_attends_over_floats() {
     }
 }
 
-/// `(batch, tokens, heads, kv_heads, head_dim, capacity, position)`
-type Prefill = (usize, usize, usize, usize, usize, usize, usize);
-
-const PREFILL: [Prefill; 14] = [
-    (1, 1, 1, 1, 16, 1, 0),
-    (3, 2, 3, 1, 16, 5, 1),
-    (1, 17, 4, 4, 32, 17, 0),
-    (2, 17, 4, 1, 64, 90, 63),
-    (1, 64, 2, 2, 64, 64, 0),
-    (1, 64, 1, 1, 64, 200, 64),
-    (1, 100, 2, 1, 64, 210, 100),
-    (1, 100, 1, 1, 80, 101, 0),
-    (1, 66, 1, 1, 96, 80, 1),
-    (1, 100, 2, 1, 128, 100, 0),
-    (2, 1, 8, 1, 128, 80, 64),
-    (1, 2, 2, 2, 128, 70, 63),
-    (1, 70, 1, 1, 256, 80, 3),
-    (1, 17, 3, 1, 256, 50, 32),
-];
-
 fn prefills<KV: Cached>(emulation: &Emulation) {
-    for (batch, tokens, heads, kv_heads, head_dim, capacity, position) in PREFILL {
-        let shape = Shape {
-            batch,
-            tokens,
-            heads,
-            kv_heads,
-            head_dim,
-            capacity,
-            position,
-        };
+    for (i, shape) in shapes(&TOKENS, &PREFILL_GROUPS).enumerate() {
         let input = Input::<KV>::new(&shape, f32::NAN);
         let found = on_every_schedule(emulation, || shape.prefill(emulation, &input));
         shape.check(&found, &input);
-        let other = Input::<KV>::new(&shape, 6e4);
-        assert!(same_bits(&shape.prefill(emulation, &other), &found));
+        if i % 3 == 0 {
+            let other = Input::<KV>::new(&shape, 6e4);
+            assert!(
+                same_bits(&shape.prefill(emulation, &other), &found),
+                "{shape:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_turns_of_sizes_meet() {
+    let decode: Vec<Shape> = shapes(&[1; 3], &DECODE_GROUPS).collect();
+    let prefill: Vec<Shape> = shapes(&TOKENS, &PREFILL_GROUPS).collect();
+    for shapes in [decode, prefill] {
+        for head_dim in HEAD_DIMS {
+            let grouped = |s: &Shape| s.head_dim == head_dim && s.heads > s.kv_heads;
+            assert!(shapes.iter().any(grouped), "{head_dim}");
+        }
+        assert!((1..=3).all(|batch| shapes.iter().any(|s| s.batch == batch)));
     }
 }
 
