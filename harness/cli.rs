@@ -4,6 +4,7 @@ use crate::data::{self, Kind};
 use crate::error::{Error, Result};
 use crate::model::kv_cache::KV_PRECISIONS;
 use crate::model::synthetic;
+use crate::packed::gpu::Choice;
 use crate::report::{self, Rendered, record::Status};
 use crate::run::child::WORKER;
 use crate::run::progress::Progress;
@@ -131,6 +132,15 @@ struct RunArgs {
         value_name = "SEQUENCES"
     )]
     batch: Vec<usize>,
+    /// Where to run: auto (a GPU if this build can use one), cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: String,
+    /// Products on a GPU: the fastest kernel, or weights dequantized first whatever it costs
+    #[arg(long, value_enum, default_value_t = KernelArg::Auto)]
+    kernel: KernelArg,
+    /// Launch every decode step's kernels one by one instead of replaying a recorded graph (GPU)
+    #[arg(long)]
+    no_graph: bool,
     /// Timed repetitions after a warm-up
     #[arg(short, long, default_value_t = 5)]
     reps: usize,
@@ -158,6 +168,12 @@ struct RunArgs {
     /// Print the closing table only
     #[arg(short, long)]
     quiet: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KernelArg {
+    Auto,
+    Dequant,
 }
 
 fn seconds(text: &str) -> std::result::Result<f64, String> {
@@ -255,6 +271,12 @@ fn options(args: &RunArgs) -> Result<Options> {
         context: each_once(&args.context),
         gen_tokens: args.gen_tokens,
         batch: each_once(&args.batch),
+        device: args.device.clone(),
+        kernels: match args.kernel {
+            KernelArg::Auto => Choice::Auto,
+            KernelArg::Dequant => Choice::Dequantize,
+        },
+        graphs: !args.no_graph,
         reps: args.reps,
         threads: args.threads.unwrap_or_else(host::cores),
         seed: args.seed,

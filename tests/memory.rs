@@ -178,7 +178,7 @@ fn a_planted_leak_raises_the_peak_by_its_size() {
         run_once(
             &mut Generator::new(&loaded.decoder, cache),
             &workload,
-            &mut |_| (),
+            &mut |_| Ok(()),
         )
         .unwrap();
         bracket.peak().total_bytes
@@ -213,7 +213,7 @@ fn kernels_stay_within_a_tile_per_thread() {
         run_once(
             &mut Generator::new(&loaded.decoder, cache),
             &workload,
-            &mut |_| (),
+            &mut |_| Ok(()),
         )
         .unwrap();
         let workspace = bracket.peak().workspace_bytes;

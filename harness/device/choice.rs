@@ -49,6 +49,30 @@ impl fmt::Display for DeviceChoice {
 }
 
 impl DeviceChoice {
+    /// The device that `auto` is on this machine; others stay what they are.
+    ///
+    /// # Errors
+    /// A driver that does not start; a GPU that this build or this machine does not have.
+    pub fn resolve(self) -> Result<Self> {
+        match (self, gpu_count()) {
+            (DeviceChoice::Cpu, _) => Ok(self),
+            (DeviceChoice::Auto, count) => Ok(match count? {
+                0 => DeviceChoice::Cpu,
+                _ => DeviceChoice::Cuda { ordinal: 0 },
+            }),
+            (DeviceChoice::Cuda { .. }, _) if !cfg!(feature = "cuda") => {
+                self.driver().map(|_| self)
+            }
+            (DeviceChoice::Cuda { ordinal }, count) => match count? {
+                count if ordinal < count => Ok(self),
+                count => Err(Error::usage(
+                    format!("there is no {self}: this machine shows {count} GPU(s)"),
+                    "use --device cpu, or see what nvidia-smi and CUDA_VISIBLE_DEVICES say",
+                )),
+            },
+        }
+    }
+
     /// The driver of the device; none is the CPU, which needs none.
     ///
     /// # Errors

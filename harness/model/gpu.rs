@@ -94,10 +94,6 @@ impl GpuKernels {
         })
     }
 
-    pub fn gpu(&self) -> &Gpu {
-        &self.gpu
-    }
-
     /// A view of a step's buffer, which grows if it has to.
     fn slot(&self, slot: Slot, dtype: DType, dims: &[usize]) -> Result<Tensor> {
         let count: usize = dims.iter().product();
@@ -311,6 +307,10 @@ impl Graph for Step {
 impl Kernels for GpuKernels {
     fn device(&self) -> &Device {
         self.gpu.device()
+    }
+
+    fn gpu(&self) -> Option<&Gpu> {
+        Some(&self.gpu)
     }
 
     fn activation_dtype(&self) -> DType {

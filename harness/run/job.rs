@@ -1,10 +1,12 @@
 //! What a parent asks of a child and what the child answers: one line of JSON each.
 
+use crate::measure::meter::DeviceMemory;
 use crate::measure::quality::WindowScore;
 use crate::measure::roofline::Cost;
 use crate::measure::speed::{Sample, Workload};
 use crate::model::config::Config;
 use crate::packed::FormatSpec;
+use crate::packed::gpu::Choice;
 use crate::report::record::{Roofline, Status};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -18,9 +20,26 @@ pub enum Job {
     Time(TimeJob),
     /// Measures the machine itself; answered by [`Event::Roofline`].
     Roofline {
-        /// Of each of two buffers.
+        place: Place,
+        /// Of each of two buffers in the memory of a CPU.
         buffer_bytes: u64,
     },
+}
+
+/// Where a child runs its model, and how.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Place {
+    /// As in results: `cpu`, `cuda:0`.
+    pub device: String,
+    pub kernels: Choice,
+    /// Whether decode steps may be recorded.
+    pub graphs: bool,
+}
+
+impl Place {
+    pub fn on_cpu(&self) -> bool {
+        self.device == "cpu"
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,6 +68,7 @@ pub enum Subject {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MeasureJob {
+    pub place: Place,
     pub subject: Subject,
     pub kv: String,
     /// Their memory is measured one after the other.
@@ -73,6 +93,7 @@ pub struct JobText {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct TimeJob {
+    pub place: Place,
     pub subject: Subject,
     /// Each line on the child's standard input is an index into these; the answer is one
     /// [`Event::Timed`].
@@ -150,6 +171,10 @@ pub struct MemoryResult {
     pub peak_rss_bytes: Option<u64>,
     /// Of the inputs of the blocks' linears, as they are multiplied.
     pub activation_dtype: String,
+    /// How `peak_bytes` was measured.
+    pub peak_memory_method: String,
+    /// What a GPU says beside the parts.
+    pub device_memory: Option<DeviceMemory>,
     pub prefill_kernel: String,
     pub decode_kernel: String,
     pub cost: Cost,

@@ -34,6 +34,8 @@ pub(super) struct Cell {
     pub(super) measured: bool,
     /// What its model asks of a machine, once its measuring child has told.
     pub(super) cost: Option<Cost>,
+    /// All memory of the GPU that it was measured on.
+    pub(super) device_total_bytes: Option<u64>,
     /// One per workload of the suite, in its order (a reference added for quality has the first
     /// only).
     pub(super) points: Vec<Point>,
@@ -75,6 +77,7 @@ impl Cell {
         let point = &mut self.points[point];
         point.record_memory(m);
         self.cost = Some(m.cost.clone());
+        self.device_total_bytes = m.device_memory.map(|d| d.total_bytes);
         if first {
             self.detail.peak_bytes_by_phase = m.peak_bytes_by_phase.clone();
             self.detail.other_parts_bytes = m.other_parts_bytes.clone();
@@ -121,7 +124,8 @@ impl Point {
         row.workspace_bytes = Some(m.workspace_peak_bytes as u64);
         row.other_bytes = Some(m.other_bytes as u64);
         row.peak_memory_bytes = Some(m.peak_bytes as u64);
-        row.peak_memory_method = "allocator".into();
+        row.peak_memory_method = m.peak_memory_method.clone();
+        row.pool_reserved_bytes = m.device_memory.map(|d| d.pool_reserved_bytes);
         row.peak_rss_bytes = m.peak_rss_bytes;
         row.load_s = m.load_s;
         if m.untagged_peak_bytes > m.peak_bytes / 50 {
@@ -131,7 +135,11 @@ impl Point {
             ));
         }
         let weights = (m.weight_bytes + m.embedding_bytes) as u64;
-        if let Some(cache) = host::last_level_cache_bytes().filter(|c| weights <= *c) {
+        let cache = match m.device_memory {
+            Some(device) => Some(device.l2_bytes),
+            None => host::last_level_cache_bytes(),
+        };
+        if let Some(cache) = cache.filter(|c| weights <= *c) {
             self.warnings.push(format!(
                 "all weights ({:.1} MiB) fit the last-level cache ({} MiB): tok/s does not \
                  predict that of larger models, and mbu, a share of the bandwidth of memory, can \

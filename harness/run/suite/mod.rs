@@ -15,9 +15,10 @@ use self::telemetry::Watched;
 use self::texts::{Text, Texts, windows_of};
 use super::child::{Child, Ending, Outcome};
 use super::host;
-use super::job::{Event, Job, JobText, MeasureJob, QuantizeJob, QuantizeResult, Subject};
+use super::job::{Event, Job, JobText, MeasureJob, Place, QuantizeJob, QuantizeResult, Subject};
 use super::progress::Progress;
 use crate::data::protocol::Protocol;
+use crate::device::DeviceChoice;
 use crate::measure::quality::WindowScore;
 use crate::measure::speed::Workload;
 use crate::measure::stats;
@@ -25,6 +26,7 @@ use crate::measure::telemetry::Telemetry;
 use crate::model::config::Config;
 use crate::model::kv_cache::KvPrecision;
 use crate::model::weights::{self, WeightSource};
+use crate::packed::gpu::Choice;
 use crate::quant::{self, QuantMethod};
 use crate::report::Tables;
 use crate::report::record::{CellDetail, METRICS_VERSION, ModelInfo, ResultRow, RunInfo, Status};
@@ -64,6 +66,12 @@ pub struct Options {
     pub context: Vec<usize>,
     pub gen_tokens: usize,
     pub batch: Vec<usize>,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Which kernels of a GPU multiply by weights.
+    pub kernels: Choice,
+    /// Whether a GPU's decode steps are recorded and replayed.
+    pub graphs: bool,
     pub reps: usize,
     pub threads: usize,
     pub seed: u64,
@@ -92,6 +100,7 @@ impl Finished {
 /// Everything that a run needs, prepared before the first child starts.
 struct Suite<'a> {
     options: &'a Options,
+    place: Place,
     config: Config,
     /// Whether there are weights to quantize and texts to score.
     has_weights: bool,
@@ -184,6 +193,7 @@ fn check(options: &Options) -> Result<()> {
             "name some with --precisions (quantbench list)",
         ));
     }
+    place(options)?;
     options
         .kv
         .iter()
@@ -221,6 +231,7 @@ fn unsupported(
     methods: Vec<(Box<dyn QuantMethod>, bool)>,
     message: &str,
 ) -> Result<Finished> {
+    let device = place(options)?.device;
     let mut tables = Tables {
         info: base_info(options),
         ..Tables::default()
@@ -229,7 +240,7 @@ fn unsupported(
         .iter()
         .map(|(method, _)| ResultRow {
             run_id: tables.info.run_id.clone(),
-            device: "cpu".into(),
+            device: device.clone(),
             model: model_name(options),
             precision: method.id(),
             method: method.method().into(),
@@ -246,6 +257,16 @@ fn unsupported(
     Ok(Finished {
         tables,
         interrupted: false,
+    })
+}
+
+/// Where the children run their models.
+fn place(options: &Options) -> Result<Place> {
+    let device = options.device.parse::<DeviceChoice>()?.resolve()?;
+    Ok(Place {
+        device: device.to_string(),
+        kernels: options.kernels,
+        graphs: options.graphs,
     })
 }
 
@@ -340,6 +361,7 @@ impl<'a> Suite<'a> {
 
         let mut suite = Suite {
             options,
+            place: place(options)?,
             config: config.clone(),
             has_weights,
             protocol,
@@ -384,7 +406,7 @@ impl<'a> Suite<'a> {
         let id = method.id();
         let row = |workload: &Workload| ResultRow {
             run_id: self.info.run_id.clone(),
-            device: "cpu".into(),
+            device: self.place.device.clone(),
             model: self.info.model.name.clone(),
             source_format: self.info.model.source_format.clone(),
             precision: id.clone(),
@@ -424,6 +446,7 @@ impl<'a> Suite<'a> {
             started: Instant::now(),
             measured: false,
             cost: None,
+            device_total_bytes: None,
             timed,
             title: match self.options.kv.len() {
                 1 => id.clone(),
@@ -570,6 +593,7 @@ impl<'a> Suite<'a> {
         let subject = self.subject(i);
         let cell = &mut self.cells[i];
         let job = Job::Measure(MeasureJob {
+            place: self.place.clone(),
             subject,
             kv: cell.kv.clone(),
             workloads: open.iter().map(|p| self.workloads[*p].clone()).collect(),

@@ -17,6 +17,7 @@ impl Suite<'_> {
     pub(super) fn measure_roofline(&mut self) -> Result<bool> {
         let caches = host::last_level_caches_bytes();
         let job = Job::Roofline {
+            place: self.place.clone(),
             buffer_bytes: buffer_bytes(caches, host::available_memory_bytes()),
         };
         let stage = self.progress.stage("roofline", 1, "machine");

@@ -95,7 +95,7 @@ impl Suite<'_> {
                 });
                 Some(QualityRow {
                     run_id: self.info.run_id.clone(),
-                    device: "cpu".into(),
+                    device: self.place.device.clone(),
                     model: self.info.model.name.clone(),
                     precision: cell.id.clone(),
                     kv_cache: cell.kv.clone(),

@@ -39,16 +39,11 @@ impl Watched {
 }
 
 impl Suite<'_> {
-    /// What is timed, as in the column `device`.
-    fn device(&self) -> &str {
-        "cpu"
-    }
-
     /// Prepares to read the GPU, if it is one that is timed. The one place where the device
     /// decides about telemetry.
     pub(super) fn open_telemetry(&mut self) {
-        let device = self.device();
-        if device == "cpu" {
+        let device = self.place.device.as_str();
+        if self.place.on_cpu() {
             return;
         }
         match NvmlGpu::open(device) {

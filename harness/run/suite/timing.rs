@@ -24,6 +24,9 @@ struct Turn {
     point: usize,
 }
 
+/// More than the context of a process on a GPU takes.
+const CONTEXT_BYTES: u64 = 1 << 30;
+
 impl Suite<'_> {
     /// Times every measured point, in turns. `false` if the user asked to stop.
     pub(super) fn time_cells(&mut self) -> Result<bool> {
@@ -41,7 +44,16 @@ impl Suite<'_> {
             peaks.max().flatten().unwrap_or(0)
         };
         let needed: u64 = precisions.iter().map(largest).sum();
-        let together = host::available_memory_bytes().is_none_or(|free| needed < free / 5 * 4);
+        let on_gpu = self.cells.iter().find_map(|c| c.device_total_bytes);
+        let (free, needed) = match on_gpu {
+            // Every process on a GPU has a context beside what it asked for.
+            Some(total) => (
+                Some(total),
+                needed + CONTEXT_BYTES * precisions.len() as u64,
+            ),
+            None => (host::available_memory_bytes(), needed),
+        };
+        let together = free.is_none_or(|free| needed < free / 5 * 4);
         let reps = self.options.reps;
         let stage = self
             .progress
@@ -187,6 +199,7 @@ impl Suite<'_> {
     /// A child that holds a precision, or none where it cannot be loaded.
     fn start_timer(&mut self, turns: &[Turn]) -> Result<std::result::Result<Option<Child>, Stop>> {
         let job = Job::Time(TimeJob {
+            place: self.place.clone(),
             subject: self.subject(turns[0].cell),
             turns: turns
                 .iter()
