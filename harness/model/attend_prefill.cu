@@ -37,7 +37,9 @@ template <int D> struct Tile {
     template <int ROWS>
     DEVICE static void load(uint4* tile, const half* from, size_t stride, int first, int end) {
         // For D = 256 there are no registers left to unroll into.
-#pragma unroll(D > 128 ? 1 : ROWS * UNITS)
+        // A thread starts anywhere, so the compiler takes the count for a number of rounds: without
+        // the division it makes hundreds of copies that never run.
+#pragma unroll(D > 128 ? 1 : ROWS * UNITS / PREFILL_THREADS)
         for (int i = threadIdx.x; i < ROWS * UNITS; i += PREFILL_THREADS) {
             const int row = i / UNITS, unit = i % UNITS;
             const bool present = first + row < end;

@@ -4,7 +4,7 @@
 //! CPUs multiply no FP8 numbers, so inputs are rounded to E4M3 and kept as F32, where products of
 //! two E4M3 numbers are exact; sums are F32 in the order of the F32 kernels. The result is that of
 //! quantized inputs; the speed says nothing of hardware that has FP8 units.
-//! `y = (sum · x_scale) · weight_scale` from left to right; [`activations`](super::activations)
+//! `y = (sum · x_scale) · weight_scale` from left to right; [`activations`]
 //! has the whole arithmetic.
 
 use super::activations::{self, Activations, check_inputs};

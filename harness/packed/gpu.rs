@@ -115,7 +115,7 @@ struct Member {
 
 impl Member {
     /// The same with outputs from this row on.
-    fn from_row(mut self, row: usize, output: Output) -> Self {
+    fn starting_at(mut self, row: usize, output: Output) -> Self {
         self.y += (row * self.n_out as usize * output.bytes()) as u64;
         self
     }
@@ -262,7 +262,7 @@ impl Products {
             let outputs = products.iter().map(|p| p.weight.shape().0);
             let blocks = outputs.map(|n_out| n_out.div_ceil(tile(served))).sum();
             let mut part = members;
-            part.members = part.members.map(|m| m.from_row(start, output));
+            part.members = part.members.map(|m| m.starting_at(start, output));
             self.gpu.launch(
                 &format!("linear_{}_r{served}", weight.name),
                 [blocks, 1, 1],
@@ -382,7 +382,7 @@ impl Products {
                 let args = Args::new()
                     .with(sums)
                     .with(scales)
-                    .with(self.member(product)?.from_row(start, output))
+                    .with(self.member(product)?.starting_at(start, output))
                     .with(n as i32)
                     .with(output as i32);
                 let outputs = 4 * THREADS as usize;

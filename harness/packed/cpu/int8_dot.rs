@@ -438,9 +438,7 @@ unsafe fn block<D: Dot, const M: usize, const N: usize>(
         }
         for i in 0..M {
             let mut vectors = [D::zero(); BLOCK];
-            for j in 0..N {
-                vectors[j] = sums[i][j];
-            }
+            vectors[..N].copy_from_slice(&sums[i][..N]);
             let totals = D::totals(vectors);
             let row = p.inputs.rows[m + i];
             let y = p.y.add((m + i) * n_out + n);
