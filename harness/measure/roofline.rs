@@ -6,6 +6,7 @@
 //! data sheets give neither what a virtual machine gets nor what a given number of threads can do.
 
 use super::speed::Workload;
+use super::stats::quantile;
 use crate::device::{self, Driver, GemmKind};
 use crate::model::decoder::Decoder;
 use crate::model::kv_cache::KvPrecision;
@@ -145,6 +146,7 @@ pub fn measure_gpu(driver: &dyn Driver) -> Result<Roofline> {
         buffer_bytes: bandwidth.buffer_bytes as u64,
         last_level_cache_bytes: Some(driver.info().l2_bytes),
         repetitions: 1,
+        spread: None,
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -167,22 +169,24 @@ pub fn measure(buffer_bytes: u64) -> Result<Roofline> {
     let shares = rayon::broadcast(|_| Mutex::new(Share::new(len)));
     let bytes = (threads * len * size_of::<f32>()) as f64;
     let own = |thread: usize| shares[thread].lock().unwrap_or_else(|e| e.into_inner());
-    let read_s = best_s(|thread| cpu::read(&own(thread).source))?;
-    let copy_s = best_s(|thread| {
+    let read = passes(|thread| cpu::read(&own(thread).source))?;
+    let copy = passes(|thread| {
         own(thread).copy();
         Ok(())
     })?;
     let flop = cpu::multiply_adds(1)? * (ROUNDS * threads) as f64;
-    let arithmetic_s = best_s(|_| cpu::multiply_adds(ROUNDS).map(|_| ()))?;
+    let arithmetic = passes(|_| cpu::multiply_adds(ROUNDS).map(|_| ()))?;
+    let spreads = [&read, &copy, &arithmetic].map(|p| p.median_s / p.best_s - 1.0);
     Ok(Roofline {
         device: "cpu".into(),
         threads: Some(threads as u64),
-        read_bytes_s: bytes / read_s,
-        copy_bytes_s: 2.0 * bytes / copy_s,
-        f32_flop_s: Some(flop / arithmetic_s),
+        read_bytes_s: bytes / read.best_s,
+        copy_bytes_s: 2.0 * bytes / copy.best_s,
+        f32_flop_s: Some(flop / arithmetic.best_s),
         arithmetic: format!("F32 multiply-adds in registers, {}", cpu::path()?.name()),
         buffer_bytes: bytes as u64,
         repetitions: REPETITIONS as u64,
+        spread: spreads.into_iter().reduce(f64::max),
         seconds: start.elapsed().as_secs_f64(),
         ..Roofline::default()
     })
@@ -211,17 +215,26 @@ impl Share {
     }
 }
 
-/// Seconds of the fastest of [`REPETITIONS`] passes, each run by every thread at once with its
-/// number.
-fn best_s(pass: impl Fn(usize) -> Result<()> + Sync) -> Result<f64> {
-    let mut best = f64::INFINITY;
+/// Times of passes of one kind.
+struct Passes {
+    best_s: f64,
+    median_s: f64,
+}
+
+/// Runs [`REPETITIONS`] passes, each by every thread at once with its number.
+fn passes(pass: impl Fn(usize) -> Result<()> + Sync) -> Result<Passes> {
+    let mut seconds = vec![];
     for _ in 0..REPETITIONS {
         let start = Instant::now();
         let done = rayon::broadcast(|context| pass(context.index()));
-        best = best.min(start.elapsed().as_secs_f64());
+        seconds.push(start.elapsed().as_secs_f64());
         done.into_iter().collect::<Result<()>>()?;
     }
-    Ok(best)
+    seconds.sort_by(f64::total_cmp);
+    Ok(Passes {
+        best_s: seconds[0],
+        median_s: quantile(&seconds, 0.5),
+    })
 }
 
 #[cfg(test)]
@@ -316,6 +329,6 @@ mod tests {
         // Per thread: 2 vectors of 16 numbers at 6 GHz are 384e9.
         assert!((1e8..4e11).contains(&flop_s), "{roofline:?}");
         assert_eq!(roofline.bandwidth_bytes_s(), read.max(copy));
-        println!("{roofline:?}");
+        assert!(roofline.spread.unwrap() >= 0.0, "{roofline:?}");
     }
 }

@@ -249,6 +249,9 @@ pub struct Roofline {
     /// All last-level caches of the machine together.
     pub last_level_cache_bytes: Option<u64>,
     pub repetitions: u64,
+    /// How much longer the median pass took than the best, of the kind where that is most: 0.1 is
+    /// a tenth. Large where something else used the machine.
+    pub spread: Option<f64>,
     /// What measuring all this took.
     pub seconds: f64,
 }

@@ -26,6 +26,7 @@ impl Suite<'_> {
             Outcome::Event(Event::Roofline(measured)) => {
                 child.finish();
                 stage.finish(&in_words(&measured));
+                self.info.warnings.extend(doubt(&measured));
                 self.info.roofline = Some(Roofline {
                     last_level_cache_bytes: caches,
                     ..*measured
@@ -59,6 +60,18 @@ impl Suite<'_> {
     }
 }
 
+/// Spread of the passes up to which their best is what the machine can do.
+const MOST_SPREAD: f64 = 0.25;
+
+fn doubt(roofline: &Roofline) -> Option<String> {
+    let spread = roofline.spread.filter(|spread| *spread > MOST_SPREAD)?;
+    Some(format!(
+        "the machine was busy while its rates were measured (they varied by {:.0} %): mbu and mfu \
+         may be too high",
+        100.0 * spread
+    ))
+}
+
 fn in_words(roofline: &Roofline) -> String {
     let giga = |value: f64| number(value / 1e9, 1);
     let arithmetic = roofline
@@ -69,4 +82,20 @@ fn in_words(roofline: &Roofline) -> String {
         giga(roofline.read_bytes_s),
         giga(roofline.copy_bytes_s)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_machine_is_doubted() {
+        let with = |spread| Roofline {
+            spread: Some(spread),
+            ..Roofline::default()
+        };
+        assert_eq!(doubt(&with(0.2)), None);
+        let words = doubt(&with(0.6)).unwrap();
+        assert!(words.contains("60 %"), "{words}");
+    }
 }
