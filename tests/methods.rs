@@ -168,6 +168,9 @@ fn inputs_are_rounded_as_documented() {
     // Scale 4, set by a negative input.
     let row = [-508.0, 2.0, 6.0, 507.0];
     assert_eq!(rounded(Activations::Int8, &row), [-508.0, 0.0, 8.0, 508.0]);
+    // Scale 7: these quotients are halves, which a product with 1 / 7 would miss.
+    let row = [889.0, 87.5, -45.5];
+    assert_eq!(rounded(Activations::Int8, &row), [889.0, 84.0, -42.0]);
     // One outlier leaves nothing of the others: 100 / 127 is more than twice 0.39.
     let row = [100.0, 0.39, -0.39, 0.0];
     let scale = 100.0 / 127.0;
