@@ -8,7 +8,7 @@ use quantbench::report::plots::axis::Axis;
 use quantbench::report::plots::labels::{self, Rect, Surroundings};
 use quantbench::report::plots::pareto::{self, Better};
 use quantbench::report::plots::scene::{self, Shape};
-use quantbench::report::plots::{PLOTS, Scene, style};
+use quantbench::report::plots::{PLOTS, Plot, Scene, style};
 use quantbench::report::record::{GpuInfo, ResultRow, RunInfo, Status};
 use quantbench::report::{self, Tables, format, markdown, terminal};
 use std::collections::BTreeSet;
@@ -46,6 +46,15 @@ fn golden(name: &str) -> PathBuf {
 
 fn tables(name: &str) -> Tables {
     Tables::read(&golden(name)).expect("golden files are whole")
+}
+
+/// Plots that every run has, or a sentence in their place.
+fn plots_of_one_workload() -> usize {
+    PLOTS.iter().filter(|plot| !plot.whole_sweep).count()
+}
+
+fn plot(name: &str) -> &'static Plot {
+    PLOTS.iter().find(|plot| plot.name == name).unwrap()
 }
 
 fn scratch() -> tempfile::TempDir {
@@ -88,7 +97,7 @@ fn with_rows(rows: Vec<ResultRow>) -> Tables {
 #[test]
 fn columns_are_the_contracts() {
     let dir = scratch();
-    for run in ["run", "failed"] {
+    for run in ["run", "failed", "sweep"] {
         tables(run).write(dir.path()).unwrap();
         for (file, header) in HEADERS {
             assert_eq!(
@@ -269,12 +278,13 @@ fn assert_xml(svg: &str) {
 #[test]
 fn every_plot_draws_svg_and_png_with_text() {
     let dir = scratch();
-    let tables = tables("run");
+    let (one, sweep) = (tables("run"), tables("sweep"));
     let names: BTreeSet<_> = PLOTS.iter().map(|plot| plot.name).collect();
     assert_eq!(names.len(), PLOTS.len());
     for plot in PLOTS {
-        let scene = (plot.draw)(&tables).unwrap_or_else(|| panic!("{} draws nothing", plot.name));
-        let svg = scene::svg(&scene, plot.title, &(plot.caption)(&tables)).unwrap();
+        let tables = if plot.whole_sweep { &sweep } else { &one };
+        let scene = (plot.draw)(tables).unwrap_or_else(|| panic!("{} draws nothing", plot.name));
+        let svg = scene::svg(&scene, plot.title, &(plot.caption)(tables)).unwrap();
         assert_xml(&svg);
         assert!(
             svg.contains("role=\"img\"") && svg.contains("<title>"),
@@ -694,7 +704,7 @@ fn the_page_needs_nothing_else() {
     let dir = scratch();
     tables("run").write(dir.path()).unwrap();
     let rendered = report::render(dir.path()).unwrap();
-    assert_eq!(rendered.plots.len(), 2 * PLOTS.len());
+    assert_eq!(rendered.plots.len(), 2 * plots_of_one_workload());
     assert!(rendered.plots.iter().all(|file| file.exists()));
     let html = text(rendered.html).replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
     for request in [
@@ -805,7 +815,8 @@ fn partial_runs_render() {
         }
         let rendered = report::render(dir.path()).unwrap();
         assert_eq!(rendered.plots.len(), 2 * drawn, "{name}");
-        assert_eq!(rendered.not_drawn.len(), PLOTS.len() - drawn, "{name}");
+        let not_drawn = plots_of_one_workload() - drawn;
+        assert_eq!(rendered.not_drawn.len(), not_drawn, "{name}");
         let html = text(&rendered.html);
         for (plot, sentence) in &rendered.not_drawn {
             assert!(sentence.starts_with("Not drawn"), "{name}");
@@ -830,6 +841,149 @@ fn an_outdated_plot_is_removed() {
     with_rows(vec![]).write(dir.path()).unwrap();
     report::render(dir.path()).unwrap();
     assert!(!dir.path().join("domains.png").exists());
+}
+
+// ---- sweeps -----------------------------------------------------------------------------
+
+fn rings(scene: &Scene) -> usize {
+    let ring = |s: &&Shape| matches!(s, Shape::Disc { color, .. } if *color == style::INK);
+    scene.shapes.iter().filter(ring).count()
+}
+
+#[test]
+fn the_batch_plot_says_where_the_reference_overtakes() {
+    let mut tables = tables("sweep");
+    let batch = plot("decode_vs_batch");
+    let caption = (batch.caption)(&tables);
+    assert_eq!(
+        caption,
+        "Median decoding speed of all sequences together from a depth of 512 tokens, against the \
+         batch. From batch 8 on fp16 decodes faster than awq-int4, gptq-int4 (ring). From batch \
+         16 on fp16 decodes faster than fp8 (ring)."
+    );
+    assert_eq!(rings(&(batch.draw)(&tables).unwrap()), 3);
+
+    // Up to batch 8 fp8 is not overtaken, at batch 8 alone nothing is to be drawn.
+    tables.results.retain(|r| r.batch <= Some(8));
+    let caption = (batch.caption)(&tables);
+    assert!(
+        caption.contains("Up to batch 8 fp16 does not overtake fp8."),
+        "{caption}"
+    );
+    for row in &mut tables.results {
+        if row.precision == "awq-int4" {
+            row.decode_tok_s = row.decode_tok_s.map(|v| v / 10.0);
+        }
+    }
+    let caption = (batch.caption)(&tables);
+    assert!(
+        caption.contains("fp16 is faster than awq-int4 at every batch."),
+        "{caption}"
+    );
+    tables.results.retain(|r| r.batch == Some(8));
+    assert_eq!((batch.caption)(&tables), "");
+    assert!((batch.draw)(&tables).is_none());
+}
+
+#[test]
+fn the_context_plot_names_what_ran_out_of_memory() {
+    let mut tables = tables("sweep");
+    let context = plot("decode_vs_context");
+    let caption = (context.caption)(&tables);
+    assert!(caption.contains("at batch 1 against"), "{caption}");
+    assert!(!caption.contains("Not shown"), "{caption}");
+    let scene = (context.draw)(&tables).unwrap();
+    for label in ["512", "2048", "8192"] {
+        let has = |s: &Shape| matches!(s, Shape::Text { text, .. } if text == label);
+        assert!(scene.shapes.iter().any(has), "{label}");
+    }
+    tables.results.retain(|r| r.batch == Some(8));
+    let caption = (context.caption)(&tables);
+    assert!(
+        caption.ends_with("Not shown: fp16 ctx=8192 (oom)."),
+        "{caption}"
+    );
+}
+
+#[test]
+fn summaries_show_the_first_workload_and_one_table_all() {
+    let tables = tables("sweep");
+    let summary = content::first_workload(&tables);
+    let results = content::results(&summary);
+    let names: Vec<&str> = results
+        .rows
+        .iter()
+        .map(|r| r.cells[0].text.as_str())
+        .collect();
+    assert_eq!(names, ["fp16", "fp8", "awq-int4", "gptq-int4"]);
+    assert_eq!(summary.samples.len(), 4 * 2 * 2);
+    let sweep = content::sweep(&tables);
+    assert_eq!(sweep.rows.len(), 60);
+    let shapes: BTreeSet<String> = sweep
+        .rows
+        .iter()
+        .map(|r| format!("{}/{}", r.cells[1].text, r.cells[2].text))
+        .collect();
+    assert_eq!(shapes.len(), 15);
+    let failed: Vec<String> = sweep
+        .rows
+        .iter()
+        .filter(|r| r.failed)
+        .map(|r| r.cells.last().unwrap().joined())
+        .collect();
+    assert!(failed[0].starts_with("oom memory limit"), "{failed:?}");
+    assert_eq!(failed[1], "skipped oom at batch 8, context 8192");
+
+    let dir = scratch();
+    tables.write(dir.path()).unwrap();
+    let rendered = report::render(dir.path()).unwrap();
+    assert_eq!(rendered.plots.len(), 2 * PLOTS.len());
+    for page in [text(rendered.html), text(rendered.markdown)] {
+        assert!(page.contains("Every batch and context"));
+        assert!(page.contains("Summaries show batch 1, context 512, the first of 15"));
+    }
+    let terminal = terminal::summary(&tables);
+    assert!(terminal.contains("skipped: oom at batch 8, context 8192"));
+    assert!(terminal.is_ascii() && terminal.lines().all(|l| l.len() <= terminal::WIDTH));
+
+    // One batch and one context: no table, no plots, and none of an earlier rendering.
+    summary.write(dir.path()).unwrap();
+    let rendered = report::render(dir.path()).unwrap();
+    assert_eq!(rendered.plots.len(), 2 * plots_of_one_workload());
+    assert!(!dir.path().join("decode_vs_batch.svg").exists());
+    assert!(!text(rendered.html).contains("Every batch and context"));
+    assert!(content::sweep(&summary).rows.is_empty());
+}
+
+#[test]
+fn a_second_kv_cache_is_compared_with_the_references_first() {
+    let mut tables = tables("run");
+    let mut other = tables.results[0].clone();
+    other.kv_cache = "fp32".into();
+    other.delta_nll_nats = Some(-0.0001);
+    tables.results.insert(1, other);
+    let results = content::results(&tables);
+    assert_eq!(results.rows[0].cells[0].text, "fp16 kv=fp16");
+    assert_eq!(results.rows[0].cells[2].text, "reference");
+    assert_eq!(results.rows[1].cells[0].text, "fp16 kv=fp32");
+    assert_eq!(results.rows[1].cells[2].text, "−0.01");
+}
+
+#[test]
+fn without_quality_the_headline_is_about_memory_and_speed() {
+    let mut tables = tables("run");
+    for row in &mut tables.results {
+        row.perplexity = None;
+        row.delta_nll_nats = None;
+    }
+    let headline = content::headline(&tables);
+    assert!(
+        headline.contains("of fp16’s peak memory") && headline.contains("was not measured"),
+        "{headline}"
+    );
+    tables.results.truncate(1);
+    let headline = content::headline(&tables);
+    assert_eq!(headline, "Memory and speed were measured; quality was not.");
 }
 
 #[test]

@@ -11,13 +11,15 @@ const NAME: usize = 24;
 
 /// The results as an aligned table, then what to know about them.
 pub fn summary(tables: &Tables) -> String {
-    let results = content::results(tables);
+    let summary = &content::first_workload(tables);
     let mut text = String::new();
-    if !results.rows.is_empty() {
-        text += &grid(&results);
-        text.push('\n');
+    for table in [content::results(summary), content::sweep(tables)] {
+        if !table.rows.is_empty() {
+            text += &grid(&table);
+            text.push('\n');
+        }
     }
-    for sentence in std::iter::once(content::headline(tables)).chain(content::notices(tables)) {
+    for sentence in std::iter::once(content::headline(summary)).chain(content::notices(tables)) {
         text += &wrapped(&format::ascii(&sentence), "");
     }
     for warning in content::warnings(tables) {

@@ -17,9 +17,14 @@ pub fn headline(tables: &Tables) -> String {
     if fine().next().is_none() {
         return "No precision was measured to the end; the table gives the reason for each.".into();
     }
+    if fine().all(|row| row.perplexity.is_none()) {
+        return without_quality(tables);
+    }
     // The smallest row that is still close; rows within 2 % of its memory compete on quality.
     let close: Vec<(&ResultRow, u64, f64)> = fine()
-        .filter(|row| !is_reference(tables, &row.precision) && comparable(tables, row))
+        .filter(|row| {
+            !is_reference(tables, &row.precision, &row.kv_cache) && comparable(tables, row)
+        })
         .filter_map(|row| {
             let delta = row.delta_nll_nats.filter(|d| *d <= HEADLINE_MOST_DELTA)?;
             let reference = reference_of(tables, row)?;
@@ -41,7 +46,7 @@ pub fn headline(tables: &Tables) -> String {
             let measured = fine().count();
             let noun = if measured == 1 { "row" } else { "rows" };
             let reference = one_line(&tables.info.reference);
-            if !fine().any(|row| is_reference(tables, &row.precision)) {
+            if !fine().any(|row| is_reference(tables, &row.precision, &row.kv_cache)) {
                 let why = match reference.as_str() {
                     "" => "no reference was measured".to_string(),
                     name => format!("the reference {name} has no result"),
@@ -56,6 +61,22 @@ pub fn headline(tables: &Tables) -> String {
                 )
             }
         }
+    }
+}
+
+/// The headline of a run that measured memory and speed only: its smallest row.
+fn without_quality(tables: &Tables) -> String {
+    let others = tables.results.iter().filter(|row| {
+        row.status == Status::Ok && !is_reference(tables, &row.precision, &row.kv_cache)
+    });
+    let smaller = others.filter(|row| {
+        reference_of(tables, row).is_some_and(|reference| {
+            reference.status == Status::Ok && row.peak_memory_bytes < reference.peak_memory_bytes
+        })
+    });
+    match smaller.min_by_key(|row| row.peak_memory_bytes) {
+        Some(row) => versus_reference(tables, row),
+        None => "Memory and speed were measured; quality was not.".into(),
     }
 }
 
@@ -104,7 +125,7 @@ fn versus_reference(tables: &Tables, row: &ResultRow) -> String {
             "its perplexity changes by {} %",
             format::signed(format::percent(delta), 1)
         ),
-        _ => String::new(),
+        _ => "its quality was not measured".into(),
     };
     format!("{name} {memory}{speed}; {quality}.")
 }
@@ -145,6 +166,7 @@ pub fn notices(tables: &Tables) -> Vec<String> {
             failed.join(", ")
         ));
     }
+    notices.extend(sweep::notice(tables));
     let protocols: BTreeSet<&str> = tables
         .results
         .iter()
@@ -316,7 +338,7 @@ fn intervals_note(tables: &Tables) -> String {
     let standard_error = tables
         .results
         .iter()
-        .find(|r| is_reference(tables, &r.precision))
+        .find(|r| is_reference(tables, &r.precision, &r.kv_cache))
         .or(tables.results.first())
         .and_then(|r| Some((r.precision.clone(), r.perplexity_se?)))
         .map(|(precision, se)| {
@@ -389,8 +411,12 @@ fn speed_note(tables: &Tables) -> String {
         (Some(n), 1) => format!(", {n} threads"),
         _ => String::new(),
     };
+    let of = match tables.info.model.source_format.as_str() {
+        "synthetic" => "random tokens",
+        _ => "tokens of evaluation text",
+    };
     format!(
-        "A prompt of {} tokens of evaluation text, then {} tokens generated from that depth, batch \
+        "A prompt of {} {of}, then {} tokens generated from that depth, batch \
          {}{threads}. Tokens per second of wall time: median of {repetitions} after warm-up in the \
          same shape, ± standard deviation. Precisions took turns in a seeded order. Prefill \
          computes the output head for the last position only. Raw times are in samples.csv.",
@@ -535,9 +561,17 @@ fn model_note(tables: &Tables) -> String {
     if model.name.is_empty() {
         return String::new();
     }
+    let hashes = match model.weights_sha256.as_str() {
+        "" => "No weights and no tokenizer: random codes in these shapes.".into(),
+        weights => format!(
+            "Weights SHA-256 {}; tokenizer SHA-256 {}.",
+            one_line(weights),
+            one_line(&model.tokenizer_sha256)
+        ),
+    };
     format!(
         "{} ({}, {}), {} parameters of which {} in quantized matrices, {} layers, width {}, \
-         vocabulary {}. Weights SHA-256 {}; tokenizer SHA-256 {}.",
+         vocabulary {}. {hashes}",
         one_line(&model.name),
         one_line(&model.architecture),
         one_line(&model.source_format),
@@ -546,8 +580,6 @@ fn model_note(tables: &Tables) -> String {
         model.layers,
         format::count(model.hidden_size),
         format::count(model.vocab_size),
-        one_line(&model.weights_sha256),
-        one_line(&model.tokenizer_sha256),
     )
 }
 

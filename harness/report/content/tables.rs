@@ -45,14 +45,14 @@ pub struct Cell {
 }
 
 impl Cell {
-    fn new(text: impl Into<String>, extra: impl Into<String>) -> Self {
+    pub(super) fn new(text: impl Into<String>, extra: impl Into<String>) -> Self {
         Cell {
             text: text.into(),
             extra: extra.into(),
         }
     }
 
-    fn optional(text: Option<String>) -> Self {
+    pub(super) fn optional(text: Option<String>) -> Self {
         Cell::new(text.unwrap_or_else(|| ABSENT.into()), "")
     }
 
@@ -66,7 +66,7 @@ impl Cell {
     }
 }
 
-fn column(head: &str, unit: &str, short: &str, kind: Kind) -> Column {
+pub(super) fn column(head: &str, unit: &str, short: &str, kind: Kind) -> Column {
     Column {
         head: head.into(),
         unit: unit.into(),
@@ -121,7 +121,7 @@ pub(super) fn result_percent_decimals(tables: &Tables) -> usize {
     )
 }
 
-fn rate(median: Option<f64>, sd: Option<f64>, decimals: usize) -> Cell {
+pub(super) fn rate(median: Option<f64>, sd: Option<f64>, decimals: usize) -> Cell {
     match median {
         None => Cell::new(ABSENT, ""),
         Some(median) => Cell::new(
@@ -132,7 +132,7 @@ fn rate(median: Option<f64>, sd: Option<f64>, decimals: usize) -> Cell {
     }
 }
 
-fn rate_decimals<'a>(
+pub(super) fn rate_decimals<'a>(
     rows: impl IntoIterator<Item = &'a ResultRow>,
     value: fn(&ResultRow) -> Option<f64>,
 ) -> usize {
@@ -203,7 +203,7 @@ pub fn results(tables: &Tables) -> Table {
         .iter()
         .map(|row| {
             let own_protocol = comparable(tables, row);
-            let change = if is_reference(tables, &row.precision) {
+            let change = if is_reference(tables, &row.precision, &row.kv_cache) {
                 Cell::new(
                     if row.perplexity.is_some() {
                         "reference"
@@ -281,7 +281,7 @@ pub fn domains(tables: &Tables) -> Table {
                     None => Cell::new(ABSENT, ""),
                     Some(row) => {
                         let extra = match row.delta_nll_nats {
-                            Some(delta) if !is_reference(tables, &row.precision) => {
+                            Some(delta) if !is_reference(tables, &row.precision, &row.kv_cache) => {
                                 format!("{} %", format::signed(format::percent(delta), percent))
                             }
                             _ => row
@@ -439,11 +439,13 @@ pub fn methods(tables: &Tables) -> Table {
         column("Reported while quantizing", "", "notes", Kind::Prose),
         column("Packed file", "SHA-256", "packed", Kind::Word),
     ];
-    let rows = tables
-        .info
-        .cells
+    let cells = &tables.info.cells;
+    let rows = cells
         .iter()
-        .map(|cell| {
+        .enumerate()
+        // The same for every KV cache.
+        .filter(|(i, cell)| cells[..*i].iter().all(|c| c.precision != cell.precision))
+        .map(|(_, cell)| {
             let parameters: Vec<String> = cell
                 .parameters
                 .iter()
