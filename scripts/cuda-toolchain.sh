@@ -72,7 +72,8 @@ unpack() {
 }
 
 # Names without a version, as the linker looks for them, and a libcuda.so that only it uses: the
-# real one comes with the driver. Every name in cuda.h is in it, so it serves any program.
+# real one comes with the driver. Every name in cuda.h is in it, so it serves any program, and one that
+# cudarc knows and CUDA 13 no longer has. A call returns CUDA_ERROR_STUB_LIBRARY.
 link_names() {
     local library
     for library in "$toolkit"/lib/lib*.so.*; do
@@ -80,8 +81,8 @@ link_names() {
     done
     [ -e "$toolkit/lib64" ] || ln -s lib "$toolkit/lib64"
     mkdir -p "$toolkit/lib/stubs"
-    grep -oE '\bcu[A-Z][A-Za-z0-9]*(_v[0-9]+)?\b' "$toolkit/include/cuda.h" | sort -u |
-        sed 's/.*/void &(void) {}/' |
+    { grep -oE '\bcu[A-Z][A-Za-z0-9]*(_v[0-9]+)?\b' "$toolkit/include/cuda.h"; echo cuProfilerInitialize; } | sort -u |
+        sed 's/.*/int &(void) { return 34; }/' |
         "${CC:-cc}" -x c - -shared -fPIC -w -Wl,-soname,libcuda.so.1 -o "$toolkit/lib/stubs/libcuda.so" ||
         fail "the stub of libcuda.so cannot be made; is a C compiler there?"
 }

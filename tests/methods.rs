@@ -5,6 +5,7 @@ mod contracts;
 
 use contracts::{Case, gaussian, member, normal};
 use quantbench::Error;
+use quantbench::packed::activations::Activations;
 use quantbench::quant::{self, Group, LayerStats, Matrix, Notes, Role};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -131,6 +132,90 @@ fn fp16_refuses_what_it_cannot_hold() {
             message.contains(&case.group.members[1].name),
             "{id}: {message}"
         );
+    }
+}
+
+/// Weights are those of the method that quantizes weights only, byte for byte.
+#[test]
+fn quantized_inputs_leave_the_weights_alone() {
+    let case = Case::plain(8, 200);
+    for (weights, both) in [("int8", "int8-w8a8"), ("fp8", "fp8-w8a8")] {
+        let (a, b) = (
+            case.quantize(weights).unwrap(),
+            case.quantize(both).unwrap(),
+        );
+        assert_eq!(a.bytes(), b.bytes());
+        assert_ne!(a.packed[0].spec(), b.packed[0].spec());
+        assert!(a.packed[0].activations().is_none());
+        let parameters = quant::parse(both).unwrap().parameters();
+        let named = b.packed[0].activations().unwrap().name();
+        assert_eq!(parameters["activations"], named);
+    }
+}
+
+/// By hand: scales that are powers of two, so that every quotient is exact.
+#[test]
+fn inputs_are_rounded_as_documented() {
+    let rounded = |activations: Activations, row: &[f32]| {
+        let mut row = row.to_vec();
+        activations.round(&mut row);
+        row
+    };
+    // Scale 1: halves go to the even neighbour.
+    let row = [127.0, 0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 0.49, -3.51, 64.0];
+    let codes = [127.0, 0.0, 2.0, 2.0, 0.0, -2.0, 126.0, 0.0, -4.0, 64.0];
+    assert_eq!(rounded(Activations::Int8, &row), codes);
+    // Scale 4, set by a negative input.
+    let row = [-508.0, 2.0, 6.0, 507.0];
+    assert_eq!(rounded(Activations::Int8, &row), [-508.0, 0.0, 8.0, 508.0]);
+    // One outlier leaves nothing of the others: 100 / 127 is more than twice 0.39.
+    let row = [100.0, 0.39, -0.39, 0.0];
+    let scale = 100.0 / 127.0;
+    assert_eq!(
+        rounded(Activations::Int8, &row),
+        [127.0 * scale, 0.0, 0.0, 0.0]
+    );
+
+    // Scale 1: steps of 2 from 16, of 32 from 256, of 2⁻⁹ below 2⁻⁶; halfway to the even code.
+    let tiny = 1.0 / 1024.0;
+    let row = [
+        448.0,
+        17.0,
+        19.0,
+        -19.0,
+        17.01,
+        432.0,
+        400.0,
+        tiny,
+        3.0 * tiny,
+        5.0 * tiny,
+    ];
+    let numbers = [
+        448.0,
+        16.0,
+        20.0,
+        -20.0,
+        18.0,
+        448.0,
+        384.0,
+        0.0,
+        4.0 * tiny,
+        4.0 * tiny,
+    ];
+    assert_eq!(rounded(Activations::E4m3, &row), numbers);
+    // Scale 2: the outlier leaves 3 digits of the others, a thousand times smaller.
+    let row = [896.0, 0.9, -0.9, 0.0];
+    assert_eq!(
+        rounded(Activations::E4m3, &row),
+        [896.0, 0.875, -0.875, 0.0]
+    );
+
+    for activations in [Activations::Int8, Activations::E4m3] {
+        assert_eq!(rounded(activations, &[0.0, -0.0, 0.0]), [0.0; 3]);
+        assert!(rounded(activations, &[]).is_empty());
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert!(rounded(activations, &[1.0, bad]).iter().all(|x| x.is_nan()));
+        }
     }
 }
 

@@ -7,8 +7,8 @@ use common::{quantbench, smollm2, stderr};
 use quantbench::report::Tables;
 use std::path::Path;
 
-const PRECISIONS: &str = "fp32,fp16,fp8,int8,int8-tensor,rtn-int4,awq-int4,gptq-int4,\
-                          gptq-int4-noao,rtn-int3,awq-int3,gptq-int3";
+const PRECISIONS: &str = "fp32,fp16,fp8,fp8-w8a8,int8,int8-w8a8,int8-tensor,rtn-int4,awq-int4,\
+                          gptq-int4,gptq-int4-noao,rtn-int3,awq-int3,gptq-int3";
 
 /// The pairwise differences of a run over all texts.
 struct Costs(Tables);
@@ -61,8 +61,8 @@ impl Costs {
         }
         let (_, low, _) = show("rtn-int4", "awq-int4");
         assert!(low <= 0.0, "awq-int4 is worse than rtn-int4");
-        let (_, _, high) = show("rtn-int4", "gptq-int4");
-        assert!(high < 0.0, "gptq-int4 does not beat rtn-int4");
+        let (mean, _, _) = show("rtn-int4", "gptq-int4");
+        assert!(mean < 0.0, "gptq-int4 does not beat rtn-int4");
         // Without act-order GPTQ can lose to rounding (see reports/README.md): shown, not required.
         show("rtn-int4", "gptq-int4-noao");
         let (floor, floor_low, _) = show("fp16", "rtn-int4");
@@ -70,6 +70,12 @@ impl Costs {
         for (gentle, fraction) in [("int8", 0.1), ("fp8", 0.35)] {
             let (cost, _, _) = show("fp16", gentle);
             assert!(cost < fraction * floor, "{gentle} costs {cost} of {floor}");
+        }
+        for (weights, both) in [("fp8", "fp8-w8a8"), ("int8", "int8-w8a8")] {
+            let (activations, _, _) = show(weights, both);
+            assert!(activations > 0.0, "{both} costs less than {weights}");
+            let (cost, _, _) = show("fp16", both);
+            assert!(cost < 0.5 * floor, "{both} costs {cost} of {floor}");
         }
         let (mean, low, high) = show("int8", "int8-tensor");
         assert!(
@@ -84,7 +90,10 @@ impl Costs {
 fn methods_order_as_they_should_on_the_embedded_model() {
     // Its weights have few outliers: int8-tensor costs some 0.0002 nats more than int8, about
     // what 147 windows can tell from zero, so that its interval is shown and not required here.
-    Costs::measure(None, &[]).check();
+    let costs = Costs::measure(None, &[]);
+    costs.check();
+    let (_, _, high) = costs.difference("rtn-int4", "gptq-int4");
+    assert!(high < 0.0, "gptq-int4 may not beat rtn-int4");
 }
 
 #[test]
@@ -92,6 +101,8 @@ fn methods_order_as_they_should_on_smollm2() {
     if let Some(model) = smollm2("methods_order_as_they_should_on_smollm2") {
         // Enough text for the intervals to decide, little enough for a test.
         let limits = ["--limit", "12", "--calibration-limit", "12"];
+        // GPTQ's lead at 4 bits is the closest: -0.06 to -0.05 nats on each instruction set, but the
+        // interval ends at -0.010 to -0.003, so that the mean is required and the interval shown.
         let costs = Costs::measure(Some(&model), &limits);
         let (low, _) = costs.check();
         assert!(

@@ -9,7 +9,7 @@ use quantbench::report::plots::labels::{self, Rect, Surroundings};
 use quantbench::report::plots::pareto::{self, Better};
 use quantbench::report::plots::scene::{self, Shape};
 use quantbench::report::plots::{PLOTS, Scene, style};
-use quantbench::report::record::{ResultRow, RunInfo, Status};
+use quantbench::report::record::{GpuInfo, ResultRow, RunInfo, Status};
 use quantbench::report::{self, Tables, format, markdown, terminal};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -626,6 +626,40 @@ fn shares_stand_beside_the_rates_they_explain() {
             .iter()
             .all(|(t, _)| *t != "MBU and MFU" && *t != "Roofline")
     );
+}
+
+#[test]
+fn a_gpu_is_described_where_there_was_one() {
+    let note = |tables: &Tables, term: &str| {
+        let notes = content::method_notes(tables);
+        notes.into_iter().find(|(t, _)| *t == term).map(|(_, t)| t)
+    };
+    let mut tables = tables("run");
+    assert_eq!(note(&tables, "GPU while timed"), None);
+    assert!(!note(&tables, "Machine").unwrap().contains("GPU"));
+    tables.info.host.gpus = vec![GpuInfo {
+        name: "Example GPU".into(),
+        memory_bytes: Some(80 << 30),
+        power_limit_w: Some(700.0),
+        ..GpuInfo::default()
+    }];
+    tables.info.host.gpu_driver = Some("580.1".into());
+    tables.results[0].gpu_clock_mhz_median = Some(1980.0);
+    tables.results[0].throttled = Some(true);
+    tables.results[1].joules_per_token = Some(1.234);
+    let machine = note(&tables, "Machine").unwrap();
+    for part in ["Example GPU (80 GiB, 700 W at most)", "GPU driver 580.1"] {
+        assert!(machine.contains(part), "{machine}");
+    }
+    let gpu = note(&tables, "GPU while timed").unwrap();
+    assert!(
+        gpu.contains("fp16: 1980 MHz, clock held down; fp8: 1.23 J per token."),
+        "{gpu}"
+    );
+    // It survives the files, empty and filled.
+    let dir = scratch();
+    tables.write(dir.path()).unwrap();
+    assert_eq!(Tables::read(dir.path()).unwrap(), tables);
 }
 
 #[test]

@@ -49,6 +49,30 @@ impl fmt::Display for DeviceChoice {
 }
 
 impl DeviceChoice {
+    /// The device that `auto` is on this machine; others stay what they are.
+    ///
+    /// # Errors
+    /// A driver that does not start; a GPU that this build or this machine does not have.
+    pub fn resolve(self) -> Result<Self> {
+        match (self, gpu_count()) {
+            (DeviceChoice::Cpu, _) => Ok(self),
+            (DeviceChoice::Auto, count) => Ok(match count? {
+                0 => DeviceChoice::Cpu,
+                _ => DeviceChoice::Cuda { ordinal: 0 },
+            }),
+            (DeviceChoice::Cuda { .. }, _) if !cfg!(feature = "cuda") => {
+                self.driver().map(|_| self)
+            }
+            (DeviceChoice::Cuda { ordinal }, count) => match count? {
+                count if ordinal < count => Ok(self),
+                count => Err(Error::usage(
+                    format!("there is no {self}: this machine shows {count} GPU(s)"),
+                    "use --device cpu, or see what nvidia-smi and CUDA_VISIBLE_DEVICES say",
+                )),
+            },
+        }
+    }
+
     /// The driver of the device; none is the CPU, which needs none.
     ///
     /// # Errors
@@ -127,6 +151,16 @@ mod tests {
             let error = spec.parse::<DeviceChoice>().unwrap_err().to_string();
             assert!(error.contains(&format!("`{spec}`")), "{error}");
         }
+    }
+
+    /// Whatever the machine has: a GPU of that number it has not.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_gpu_that_is_not_there_is_an_error_in_words() {
+        let said = open("cuda:4096").map(|_| ()).unwrap_err().to_string();
+        println!("{said}");
+        assert!(said.starts_with("unsupported: cuda:4096: ") || said.starts_with("cuda: "));
+        assert_eq!(said.lines().count(), 2, "{said}");
     }
 
     #[cfg(not(feature = "cuda"))]

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use std::ffi::c_void;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// What runs kernels. Calls are ordered: each sees what those before it wrote. A call may return
 /// before its work is done; [`Driver::synchronize`] waits.
@@ -89,6 +89,11 @@ pub trait Driver: Send + Sync {
 pub trait Graph {
     /// Starts all of it.
     fn replay(&self) -> Result<()>;
+
+    /// Whether the memory that it works on is still there; record anew if not.
+    fn is_current(&self) -> bool {
+        true
+    }
 }
 
 /// One kernel and its grid.
@@ -229,6 +234,7 @@ pub struct DeviceInfo {
 pub struct Gpu {
     driver: Arc<dyn Driver>,
     limit_bytes: Arc<AtomicUsize>,
+    releases: Arc<AtomicU64>,
 }
 
 /// Device memory that is counted under a part for as long as it is held.
@@ -252,18 +258,24 @@ impl Buffer {
 pub struct Claim {
     part: Part,
     bytes: usize,
+    releases: Arc<AtomicU64>,
 }
 
 impl Claim {
-    fn new(part: Part, bytes: usize) -> Self {
+    fn new(part: Part, bytes: usize, releases: Arc<AtomicU64>) -> Self {
         memory::device::claim(part, bytes);
-        Claim { part, bytes }
+        Claim {
+            part,
+            bytes,
+            releases,
+        }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         memory::device::release(self.part, self.bytes);
+        self.releases.fetch_add(1, Relaxed);
     }
 }
 
@@ -272,12 +284,19 @@ impl Gpu {
         Gpu {
             driver,
             limit_bytes: Arc::new(AtomicUsize::new(usize::MAX)),
+            releases: Arc::default(),
         }
     }
 
     /// Refuses buffers that would bring what is claimed above `bytes`.
     pub fn set_limit(&self, bytes: usize) {
         self.limit_bytes.store(bytes, Relaxed);
+    }
+
+    /// How many buffers were given back so far. A graph that was recorded at another count may
+    /// point to memory that is gone.
+    pub fn releases(&self) -> u64 {
+        self.releases.load(Relaxed)
     }
 
     pub fn driver(&self) -> &dyn Driver {
@@ -312,7 +331,7 @@ impl Gpu {
         let tensor = self.driver.allocate(&shape, dtype, zeroed)?;
         Ok(Buffer {
             tensor,
-            claim: Claim::new(part, bytes),
+            claim: Claim::new(part, bytes, self.releases.clone()),
         })
     }
 

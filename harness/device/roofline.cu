@@ -1,7 +1,5 @@
 // What the memory of a device can do: every byte touched once, by 16-byte accesses.
-#ifndef __CUDACC__
-#include "emulate.h"
-#endif
+#include "gpu.cuh"
 
 constexpr int LOADS = 4; // in flight per thread
 

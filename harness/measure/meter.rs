@@ -4,6 +4,7 @@
 use crate::Result;
 use crate::device::{Gpu, PoolUsage};
 use crate::memory::{self, Bracket, Usage};
+use crate::model::kernels::Kernels;
 use std::sync::Mutex;
 
 /// Reads memory, phase by phase.
@@ -14,8 +15,6 @@ pub struct Meter {
 
 struct OnGpu {
     gpu: Gpu,
-    /// What the driver said was free before the first allocation.
-    free_before_bytes: Option<u64>,
     /// Highest marks of any phase, for figures that no part explains.
     highest: Mutex<PoolUsage>,
 }
@@ -25,9 +24,10 @@ struct OnGpu {
 pub struct DeviceMemory {
     /// High-water mark of what the pool held, free pieces included.
     pub pool_reserved_bytes: u64,
-    /// What the device has less of than before anything of ours was on it, at the end: adds the
-    /// context, modules and the vendor's library to the pool.
-    pub driver_delta_bytes: Option<u64>,
+    /// All memory of the device.
+    pub total_bytes: u64,
+    /// Its last cache.
+    pub l2_bytes: u64,
     /// High-water mark of recorded graphs' own memory, a part.
     pub graph_pool_bytes: u64,
     /// Workspace of the vendor's library, counted as workspace.
@@ -35,6 +35,17 @@ pub struct DeviceMemory {
 }
 
 impl Meter {
+    /// Starts to count where these kernels run.
+    ///
+    /// # Errors
+    /// See [`Meter::on_gpu`].
+    pub fn open(kernels: &dyn Kernels) -> Result<Self> {
+        match kernels.gpu() {
+            None => Ok(Self::on_cpu()),
+            Some(gpu) => Self::on_gpu(gpu.clone()),
+        }
+    }
+
     /// Starts to count on the CPU; what is alive now stays outside.
     pub fn on_cpu() -> Self {
         Meter {
@@ -48,12 +59,10 @@ impl Meter {
     /// # Errors
     /// A pool that cannot be read.
     pub fn on_gpu(gpu: Gpu) -> Result<Self> {
-        let pool = gpu.driver().pool()?;
         let meter = Meter {
             bracket: Bracket::open(),
             gpu: Some(OnGpu {
                 gpu,
-                free_before_bytes: pool.device_free_bytes,
                 highest: Mutex::default(),
             }),
         };
@@ -111,12 +120,12 @@ impl Meter {
         let Some(on) = &self.gpu else {
             return Ok(None);
         };
-        let pool = on.read()?;
+        on.read()?;
         let highest = on.highest.lock().unwrap_or_else(|e| e.into_inner());
-        let free = on.free_before_bytes.zip(pool.device_free_bytes);
         Ok(Some(DeviceMemory {
             pool_reserved_bytes: highest.reserved_peak_bytes,
-            driver_delta_bytes: free.map(|(before, now)| before.saturating_sub(now)),
+            total_bytes: on.gpu.driver().info().total_bytes,
+            l2_bytes: on.gpu.driver().info().l2_bytes,
             graph_pool_bytes: highest.graph_peak_bytes,
             library_workspace_bytes: highest.library_workspace_bytes,
         }))

@@ -6,6 +6,7 @@
 //! data sheets give neither what a virtual machine gets nor what a given number of threads can do.
 
 use super::speed::Workload;
+use crate::device::{self, Driver, GemmKind};
 use crate::model::decoder::Decoder;
 use crate::model::kv_cache::KvPrecision;
 use crate::packed::{PackedLinear, cpu};
@@ -117,6 +118,36 @@ const REPETITIONS: usize = 10;
 
 /// Multiply-adds per chain and pass: about ten milliseconds.
 const ROUNDS: usize = 1 << 22;
+
+/// Measures a GPU: its memory, and products of large matrices of the types that it multiplies.
+///
+/// # Errors
+/// A device that fails, or has too little memory for the matrices.
+pub fn measure_gpu(driver: &dyn Driver) -> Result<Roofline> {
+    let start = Instant::now();
+    let bandwidth = device::roofline::bandwidth(driver)?;
+    // A type that the device has not is no error: its rate stays empty.
+    let rate = |kind| match device::roofline::gemm_rate(driver, kind) {
+        Ok(rate) => Ok(Some(rate)),
+        Err(Error::Unsupported { .. }) => Ok(None),
+        Err(error) => Err(error),
+    };
+    Ok(Roofline {
+        device: driver.info().id.clone(),
+        threads: None,
+        read_bytes_s: bandwidth.read_bytes_s,
+        copy_bytes_s: bandwidth.copy_bytes_s,
+        f32_flop_s: None,
+        f16_gemm_flop_s: rate(GemmKind::F16 { f32_output: false })?,
+        fp8_gemm_flop_s: rate(GemmKind::Fp8)?,
+        int8_gemm_op_s: rate(GemmKind::Int8)?,
+        arithmetic: "products of square matrices by cuBLAS and cuBLASLt".into(),
+        buffer_bytes: bandwidth.buffer_bytes as u64,
+        last_level_cache_bytes: Some(driver.info().l2_bytes),
+        repetitions: 1,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
 
 /// Measures the CPU with all threads of the current rayon pool.
 ///

@@ -79,7 +79,7 @@ pub enum Phase {
 pub fn run_once(
     generator: &mut Generator,
     workload: &Workload,
-    at: &mut dyn FnMut(Phase),
+    at: &mut dyn FnMut(Phase) -> Result<()>,
 ) -> Result<Sample> {
     let kernels = generator.decoder().kernels.clone();
     let ids = memory::scope(Part::Other, || workload.prompts.concat());
@@ -93,13 +93,13 @@ pub fn run_once(
     kernels.synchronize()?;
     let ttft_s = start.elapsed().as_secs_f64();
     drop(logits);
-    at(Phase::Prefilled);
+    at(Phase::Prefilled)?;
 
     let start = Instant::now();
     generator.decode(workload.generated_tokens)?;
     kernels.synchronize()?;
     let decode_s = start.elapsed().as_secs_f64();
-    at(Phase::Decoded);
+    at(Phase::Decoded)?;
     Ok(Sample {
         prefill_s,
         ttft_s,

@@ -77,7 +77,7 @@ impl<'a> Generator<'a> {
                 return Err(Error::usage("nothing to decode from", "run a prompt first"));
             };
             match &self.step {
-                Step::Recorded(graph, batch) if *batch == next.dim(0)? => {
+                Step::Recorded(graph, batch) if *batch == next.dim(0)? && graph.is_current() => {
                     graph.replay()?;
                     self.cache.advance(1);
                 }

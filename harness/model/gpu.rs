@@ -15,6 +15,7 @@ use crate::packed::dense::Dense;
 use crate::packed::gpu::{Choice, Output, Product, Products};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::View;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -91,10 +92,6 @@ impl GpuKernels {
             recording: AtomicBool::new(false),
             gpu,
         })
-    }
-
-    pub fn gpu(&self) -> &Gpu {
-        &self.gpu
     }
 
     /// A view of a step's buffer, which grows if it has to.
@@ -291,9 +288,16 @@ impl AttentionShape {
 struct Step {
     graph: Box<dyn Graph>,
     known_position: Arc<AtomicU64>,
+    gpu: Gpu,
+    /// What [`Gpu::releases`] was.
+    releases: u64,
 }
 
 impl Graph for Step {
+    fn is_current(&self) -> bool {
+        self.gpu.releases() == self.releases
+    }
+
     fn replay(&self) -> Result<()> {
         self.known_position.store(UNKNOWN, Relaxed);
         self.graph.replay()
@@ -303,6 +307,10 @@ impl Graph for Step {
 impl Kernels for GpuKernels {
     fn device(&self) -> &Device {
         self.gpu.device()
+    }
+
+    fn gpu(&self) -> Option<&Gpu> {
+        Some(&self.gpu)
     }
 
     fn activation_dtype(&self) -> DType {
@@ -330,21 +338,7 @@ impl Kernels for GpuKernels {
     }
 
     fn place(&self, tensor: Tensor) -> Result<Tensor> {
-        let bytes: Vec<u8> = match tensor.dtype() {
-            DType::F32 => tensor
-                .flatten_all()?
-                .to_vec1::<f32>()?
-                .iter()
-                .flat_map(|x| x.to_ne_bytes())
-                .collect(),
-            other => {
-                return Err(Error::unsupported(
-                    format!("moving a {} tensor to a GPU", other.as_str()),
-                    "report this defect",
-                ));
-            }
-        };
-        self.upload(&bytes, tensor.dtype(), tensor.dims())
+        self.upload(&View::data(&tensor), tensor.dtype(), tensor.dims())
     }
 
     fn kv_cache(&self, shape: KvShape, precision: KvPrecision) -> Result<Vec<LayerCache>> {
@@ -490,6 +484,8 @@ impl Kernels for GpuKernels {
         Ok(Some(Box::new(Step {
             graph: graph?,
             known_position: self.known_position.clone(),
+            gpu: self.gpu.clone(),
+            releases: self.gpu.releases(),
         })))
     }
 

@@ -7,7 +7,7 @@ use super::kv_cache::{KvPrecision, KvShape, LayerCache};
 use super::rope::Rope;
 use super::swiglu::SwiGlu;
 use crate::Result;
-use crate::device::Graph;
+use crate::device::{Gpu, Graph};
 use crate::memory::{self, Part};
 use crate::packed::PackedLinear;
 use crate::packed::dense::Dense;
@@ -38,6 +38,11 @@ pub struct Placing<'a> {
 pub trait Kernels: Send + Sync {
     /// Where weights, caches and activations live.
     fn device(&self) -> &Device;
+
+    /// The GPU behind it, where there is one.
+    fn gpu(&self) -> Option<&Gpu> {
+        None
+    }
 
     /// Dtype of the inputs of the linears.
     fn activation_dtype(&self) -> DType;

@@ -17,10 +17,13 @@ use std::sync::{Mutex, MutexGuard};
 /// Rows that the fused kernels serve.
 pub const FUSED_ROWS: usize = 64;
 
-/// Weight rows of a block of the fused kernels (`LINEAR_TILE`).
-const TILE: usize = 16;
-/// Threads of such a block (`LINEAR_THREADS`).
+/// Threads of a block of the kernels for products (`LINEAR_THREADS`).
 const THREADS: u32 = 256;
+
+/// Weight rows of a block of the fused kernel that serves `rows` rows (`linear_tile`).
+fn tile(rows: usize) -> usize {
+    rows.max(16)
+}
 
 /// Bytes of dequantized weights that exist at a time: small enough to stay in the L2 cache of a
 /// data-center card between the kernel that writes them and the product that reads them.
@@ -243,21 +246,23 @@ impl Products {
             members: [self.member(&products[0])?; 3],
             count: products.len() as i32,
         };
-        let mut blocks = 0;
         for (slot, product) in members.members.iter_mut().zip(products) {
             *slot = self.member(product)?;
-            blocks += product.weight.shape().0.div_ceil(TILE);
         }
         let x_address = self.gpu.address(x)?;
         for start in (0..rows).step_by(FUSED_ROWS) {
             let n = FUSED_ROWS.min(rows - start);
-            let mut part = members;
-            part.members = part.members.map(|m| m.from_row(start, output));
-            let served = [8, 16, 32, 64].into_iter().find(|r| n <= *r).unwrap_or(64);
             let served = match weight.many_rows {
                 ManyRows::Fused => FUSED_ROWS,
-                _ => served,
+                _ => [8, 16, 32]
+                    .into_iter()
+                    .find(|r| n <= *r)
+                    .unwrap_or(FUSED_ROWS),
             };
+            let outputs = products.iter().map(|p| p.weight.shape().0);
+            let blocks = outputs.map(|n_out| n_out.div_ceil(tile(served))).sum();
+            let mut part = members;
+            part.members = part.members.map(|m| m.from_row(start, output));
             self.gpu.launch(
                 &format!("linear_{}_r{served}", weight.name),
                 [blocks, 1, 1],
@@ -301,7 +306,7 @@ impl Products {
             let n = step.min(n_out - first);
             self.gpu.launch(
                 &format!("dequant_{}", w.name),
-                [n, 1, 1],
+                [k_in.div_ceil(8 * THREADS as usize), n.min(65_535), 1],
                 THREADS,
                 Args::new()
                     .with(self.member(p)?)

@@ -30,8 +30,8 @@ use super::{
     Calibration, Family, Group, LayerStats, Listed, Matrix, Member, Notes, QuantMethod, count,
 };
 use crate::Result;
-use crate::packed::PackedLinear;
 use crate::packed::cpu::product_f32;
+use crate::packed::{FormatSpec, PackedLinear};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -264,6 +264,10 @@ impl QuantMethod for Gptq {
         // One option, not two: act-order on grids fitted on the way needs an index of groups.
         parameters.insert("static_groups".into(), json!(self.act_order));
         parameters
+    }
+
+    fn spec(&self) -> FormatSpec {
+        self.spec.format()
     }
 
     fn calibration(&self) -> Calibration {

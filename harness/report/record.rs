@@ -184,6 +184,44 @@ pub struct Host {
     pub memory_bytes: Option<u64>,
     pub os: String,
     pub kernel: String,
+    /// Those that the driver shows, whether they were used or not.
+    #[serde(default)]
+    pub gpus: Vec<GpuInfo>,
+    pub gpu_driver: Option<String>,
+}
+
+/// A GPU of the machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GpuInfo {
+    pub name: String,
+    pub memory_bytes: Option<u64>,
+    pub gpu_clock_max_mhz: Option<u32>,
+    pub memory_clock_max_mhz: Option<u32>,
+    pub power_limit_w: Option<f64>,
+}
+
+/// What a GPU did while a cell was timed, over all its repetitions but the warm-up.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GpuTelemetry {
+    pub gpu_clock_mhz_median: Option<f64>,
+    /// 5th to 95th percentile of the clock over its median.
+    pub gpu_clock_spread: Option<f64>,
+    pub memory_clock_mhz_median: Option<f64>,
+    pub temperature_c_max: Option<f64>,
+    pub power_w_mean: Option<f64>,
+    pub throttled: Option<bool>,
+    /// In words.
+    pub throttle_reasons: Vec<String>,
+    /// Of the decode phases.
+    pub energy_j: Option<f64>,
+    /// Processes on the GPU that this run did not start.
+    pub other_processes: Option<u64>,
+    /// GPU memory of the timed process.
+    pub process_bytes: Option<u64>,
+    pub readings: u64,
+    /// Why something above is absent, where that is known; else empty.
+    pub missing: String,
 }
 
 /// What a machine can do at most, as measured in the run itself. Rates are the best of the
@@ -260,7 +298,16 @@ pub struct TextInfo {
     pub ids_sha256: String,
 }
 
-/// What does not fit one flat row, per precision.
+/// Memory in detail of one batch and context.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkloadDetail {
+    pub batch: u64,
+    pub prompt_tokens: u64,
+    pub peak_bytes_by_phase: BTreeMap<String, u64>,
+    pub other_parts_bytes: BTreeMap<String, u64>,
+}
+
+/// What does not fit one flat row, per precision and KV cache.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CellDetail {
     pub precision: String,
@@ -270,13 +317,18 @@ pub struct CellDetail {
     /// Counts that the method reported (damping retries, groups left unscaled, ...).
     pub notes: BTreeMap<String, f64>,
     pub quantize_peak_bytes: Option<u64>,
-    /// High-water marks of the measuring process by phase: `load`, `prefill`, `decode`,
-    /// `perplexity`.
+    /// High-water marks of the measuring process by phase: `load`, `prefill`, `decode` of the
+    /// first batch and context, `perplexity`.
     pub peak_bytes_by_phase: BTreeMap<String, u64>,
     /// What `other_bytes` consists of.
     pub other_parts_bytes: BTreeMap<String, u64>,
+    /// The same for every further batch and context.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<WorkloadDetail>,
     pub packed_sha256: String,
     pub macro_perplexity: Option<f64>,
+    /// Absent on a CPU.
+    pub gpu: Option<GpuTelemetry>,
     pub started_at: String,
     pub duration_s: f64,
 }

@@ -1,11 +1,13 @@
 //! The machine that a run was made on.
 
+use crate::measure::nvml;
 use crate::packed::cpu;
 use crate::report::record::Host;
 use std::fs::read_to_string;
 
 /// Reads what the operating system tells; what it does not tell is empty.
 pub fn describe() -> Host {
+    let (gpus, gpu_driver) = nvml::gpus();
     Host {
         cpu: field("/proc/cpuinfo", "model name").unwrap_or_default(),
         cores: cores(),
@@ -18,6 +20,8 @@ pub fn describe() -> Host {
         kernel: read_to_string("/proc/sys/kernel/osrelease")
             .map(|s| s.trim().to_string())
             .unwrap_or_default(),
+        gpus,
+        gpu_driver,
     }
 }
 

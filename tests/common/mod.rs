@@ -19,12 +19,12 @@ pub fn root() -> &'static Path {
 
 /// Packs a model at a precision that needs no calibration and loads it again, on the CPU.
 pub fn packed(model: Option<&Path>, precision: &str, positions: usize) -> Loaded {
-    packed_on(
-        &(Arc::new(CpuKernels) as Arc<dyn Kernels>),
-        model,
-        precision,
-        positions,
-    )
+    packed_on(&cpu(), model, precision, positions)
+}
+
+/// The CPU.
+pub fn cpu() -> Arc<dyn Kernels> {
+    Arc::new(CpuKernels)
 }
 
 /// [`packed`] on a device.

@@ -1,6 +1,8 @@
 //! The emulation as a [`Driver`]: the host's side of the GPU path runs as it would on a card, with
 //! device memory in ordinary tensors and the vendor's products in plain loops.
 
+#![allow(dead_code)]
+
 use crate::emulation::Emulation;
 use candle_core::{DType, Device, Shape, Storage, Tensor};
 use half::f16;

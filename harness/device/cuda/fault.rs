@@ -9,7 +9,7 @@ use std::fmt::Display;
 pub fn fault(device: &str, doing: impl Display, error: DriverError) -> Error {
     let words = |text: Result<&std::ffi::CStr, DriverError>| match text {
         Ok(text) => text.to_string_lossy().into_owned(),
-        Err(_) => "unknown error".into(),
+        Err(_) => format!("{:?}", error.0),
     };
     let what = format!(
         "{device}: {doing}: {} ({})",
@@ -39,6 +39,9 @@ fn next(error: CUresult) -> &'static str {
         CUDA_ERROR_ECC_UNCORRECTABLE => "the device's memory is faulty; use another device",
         CUDA_ERROR_OUT_OF_MEMORY => {
             "use a smaller model, batch or context, or a device with more memory"
+        }
+        CUDA_ERROR_STUB_LIBRARY => {
+            "the libcuda.so.1 that was found is only for the linker; take its folder out of LD_LIBRARY_PATH"
         }
         CUDA_ERROR_DEVICE_UNAVAILABLE => {
             "another process has the device for itself; wait for it or use another device"

@@ -8,11 +8,13 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(super) mod int8_dot;
 pub(super) mod isa;
 mod kernel;
 mod paths;
 mod peak;
 mod portable;
+pub(super) mod rounded;
 pub(super) mod rows;
 
 use crate::memory::{self, Part};
@@ -182,7 +184,16 @@ pub(super) fn kernel_name(rows: usize) -> String {
 /// Another dtype, rank, layout, device or number of inputs than that; a bad
 /// `QUANTBENCH_CPU_PATH`.
 pub(super) fn forward(w: impl Rows, x: &Tensor) -> Result<Tensor> {
-    let (n_out, k_in) = w.shape();
+    output(w.shape(), x, |x, rows, y| product(w, x, rows, y))
+}
+
+/// The tensor `y` `[rows, n_out]` of which `product` writes every element, given `x`, `rows` and
+/// `y`. Errors are those of [`forward`].
+fn output(
+    (n_out, k_in): (usize, usize),
+    x: &Tensor,
+    product: impl FnOnce(&[f32], usize, &mut [MaybeUninit<f32>]) -> Result<()>,
+) -> Result<Tensor> {
     let (rows, inputs) = x.dims2()?;
     if inputs != k_in {
         return Err(super::mismatch(
@@ -194,7 +205,7 @@ pub(super) fn forward(w: impl Rows, x: &Tensor) -> Result<Tensor> {
     let y = super::with_slice::<f32, _>("x", x, |x| {
         let len = rows * n_out;
         let mut y = Vec::with_capacity(len);
-        product(w, x, rows, &mut y.spare_capacity_mut()[..len])?;
+        product(x, rows, &mut y.spare_capacity_mut()[..len])?;
         // SAFETY: `product` has written every element.
         unsafe { y.set_len(len) };
         Ok(y)
@@ -321,6 +332,11 @@ fn split(n: usize, step: usize, parallel: bool, task: impl Fn(Range<usize>) + Sy
         }
         work();
     });
+}
+
+/// Rows in each of the fewest parts of `rows` that have at most `most` of them.
+fn even_step(rows: usize, most: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
 }
 
 /// Room for `len` F32 numbers, for one task: the only allocation of a kernel.

@@ -123,6 +123,12 @@ pub enum Interval {
     Text,
 }
 
+/// Whether any row's speed was related to what the machine can do.
+pub fn has_shares(tables: &Tables) -> bool {
+    let mut rows = tables.results.iter();
+    rows.any(|row| row.mbu.is_some() || row.mfu.is_some())
+}
+
 /// The unit for every amount of memory in the report.
 pub fn memory_unit(tables: &Tables) -> ByteUnit {
     ByteUnit::for_largest(tables.results.iter().filter_map(|r| r.peak_memory_bytes))

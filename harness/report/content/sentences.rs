@@ -224,6 +224,7 @@ pub fn method_notes(tables: &Tables) -> Vec<(&'static str, String)> {
             .into(),
     );
     note("Model", model_note(tables));
+    note("GPU while timed", gpu_note(tables));
     note("Machine", machine_note(tables));
     note("Roofline", roofline_note(tables));
     note("Version", {
@@ -400,11 +401,11 @@ fn speed_note(tables: &Tables) -> String {
 }
 
 fn shares_note(tables: &Tables) -> String {
-    let shares = tables.results.iter().map(|row| (row.mbu, row.mfu));
-    if shares.clone().all(|share| share == (None, None)) {
+    if !has_shares(tables) {
         return String::new();
     }
-    let beyond = match shares.filter_map(|(mbu, _)| mbu).any(|mbu| mbu > 1.0) {
+    let mut shares = tables.results.iter().filter_map(|row| row.mbu);
+    let beyond = match shares.any(|mbu| mbu > 1.0) {
         true => ", as it does here",
         false => "",
     };
@@ -417,6 +418,36 @@ fn shares_note(tables: &Tables) -> String {
          the last position, attention) per second, over the arithmetic rate. Where the weights \
          fit a cache they are not read from memory: MBU can then exceed 100 %{beyond}, and says \
          nothing about larger models."
+    )
+}
+
+fn gpu_note(tables: &Tables) -> String {
+    let lines: Vec<String> = tables
+        .results
+        .iter()
+        .filter_map(|row| {
+            let clock = row
+                .gpu_clock_mhz_median
+                .map(|mhz| format!("{} MHz", format::number(mhz, 0)));
+            let throttled = row.throttled.map(|throttled| match throttled {
+                true => "clock held down".to_string(),
+                false => "clock free".to_string(),
+            });
+            let energy = row
+                .joules_per_token
+                .map(|joules| format!("{} J per token", format::seconds(joules)));
+            let parts: Vec<String> = [clock, throttled, energy].into_iter().flatten().collect();
+            (!parts.is_empty()).then(|| format!("{}: {}", label(tables, row), parts.join(", ")))
+        })
+        .collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    format!(
+        "Read from the driver (NVML) in the timed repetitions: median clock of the \
+         multiprocessors, whether power, heat or hardware held it down, and the energy of the \
+         decode phase over its tokens. {}.",
+        lines.join("; ")
     )
 }
 
@@ -542,6 +573,28 @@ fn machine_note(tables: &Tables) -> String {
         }
     }
     parts.push(one_line(&format!("{} {}", host.os, host.kernel)));
+    parts.extend(host.gpus.iter().map(|gpu| {
+        let memory = gpu.memory_bytes.map(|bytes| {
+            let size = ByteUnit {
+                decimals: 0,
+                ..ByteUnit::for_largest([bytes])
+            };
+            size.with_unit(bytes)
+        });
+        let power = gpu
+            .power_limit_w
+            .map(|watts| format!("{} W at most", format::number(watts, 0)));
+        let details: Vec<String> = memory.into_iter().chain(power).collect();
+        match details.is_empty() {
+            true => one_line(&gpu.name),
+            false => format!("{} ({})", one_line(&gpu.name), details.join(", ")),
+        }
+    }));
+    parts.extend(
+        host.gpu_driver
+            .iter()
+            .map(|version| format!("GPU driver {}", one_line(version))),
+    );
     format!("{}.", parts.join(", "))
 }
 

@@ -164,18 +164,15 @@ pub fn results(tables: &Tables) -> Table {
     let prefill = rate_decimals(&tables.results, |r| r.prefill_tok_s);
     let decode = rate_decimals(&tables.results, |r| r.decode_tok_s);
     // Runs from before these were measured, and runs without a timing, have neither.
-    let any =
-        |share: fn(&ResultRow) -> Option<f64>| tables.results.iter().any(|r| share(r).is_some());
-    let shares = any(|r| r.mfu) || any(|r| r.mbu);
+    let shares = has_shares(tables);
     let share_cell = |row: &ResultRow, share: fn(&ResultRow) -> Option<f64>| {
         shares.then(|| {
             let decimals = share_decimals(tables, share);
             Cell::optional(share(row).map(|s| format::number(100.0 * s, decimals)))
         })
     };
-    let share_column = |head: &str, unit: &str| {
-        shares.then(|| column(head, unit, &format!("{head}%"), Kind::Number))
-    };
+    let share_column =
+        |head: &str| shares.then(|| column(head, "%", &format!("{head}%"), Kind::Number));
     let mut columns = vec![
         column("Precision", "", "precision", Kind::Word),
         column("Perplexity", "", "ppl", Kind::Number),
@@ -194,9 +191,9 @@ pub fn results(tables: &Tables) -> Table {
         ),
         column("Prefill", "tok/s", "prefill/s", Kind::Number),
     ];
-    columns.extend(share_column("MFU", "% of FLOP/s"));
+    columns.extend(share_column("MFU"));
     columns.push(column("Decode", "tok/s", "decode/s", Kind::Number));
-    columns.extend(share_column("MBU", "% of bandwidth"));
+    columns.extend(share_column("MBU"));
     columns.extend([
         column("Quantize", "s", "quant s", Kind::Number),
         column("Status", "", "status", Kind::Prose),

@@ -17,6 +17,7 @@ impl Suite<'_> {
     pub(super) fn measure_roofline(&mut self) -> Result<bool> {
         let caches = host::last_level_caches_bytes();
         let job = Job::Roofline {
+            place: self.place.clone(),
             buffer_bytes: buffer_bytes(caches, host::available_memory_bytes()),
         };
         let stage = self.progress.stage("roofline", 1, "machine");
@@ -42,17 +43,18 @@ impl Suite<'_> {
         Ok(true)
     }
 
-    /// Relates the speed of a timed cell to what the machine can do.
-    pub(super) fn record_shares(&mut self, i: usize) {
-        let cell = &mut self.cells[i];
+    /// Relates the speed of a timed point to what the machine can do.
+    pub(super) fn record_shares(&mut self, cell: usize, point: usize) {
+        let workload = &self.workloads[point];
+        let cell = &mut self.cells[cell];
         if let (Some(cost), Some(roofline)) = (&cell.cost, &self.info.roofline) {
-            let row = &mut cell.row;
+            let row = &mut cell.points[point].row;
             row.mbu = row
                 .decode_tok_s
-                .and_then(|tok_s| cost.mbu(&self.workload, tok_s, roofline));
+                .and_then(|tok_s| cost.mbu(workload, tok_s, roofline));
             row.mfu = row
                 .prefill_tok_s
-                .and_then(|tok_s| cost.mfu(&self.workload, tok_s, roofline));
+                .and_then(|tok_s| cost.mfu(workload, tok_s, roofline));
         }
     }
 }
