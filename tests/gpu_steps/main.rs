@@ -7,6 +7,7 @@ mod emulation;
 mod activations;
 mod attention;
 mod fill;
+mod gptq;
 mod steps;
 
 use emulation::{Emulation, Guarded, Schedule};
