@@ -267,7 +267,7 @@ fn wrong_arguments_are_refused_with_the_way_out() {
             &["--context", "16", "--prompt-tokens", "16"],
             &["--context", "--prompt-tokens"],
         ),
-        (&["--kv", "fp16,int1"], &["KV cache `int1`", "fp16, fp32"]),
+        (&["--kv", "fp16,int1"], &["KV cache precision `int1`", "fp16, fp32"]),
         (
             &["--model", "synthetic:gpt-5"],
             &["`gpt-5`", "llama-2-7b", "list shapes"],
@@ -611,7 +611,8 @@ fn a_synthetic_model_has_memory_and_speed_and_no_quality() {
         assert!(lasting < peak && peak < lasting + lasting / 20, "{peak}");
     }
     let bits = tables.results[2].bits_per_weight.unwrap();
-    assert!((bits - 4.1736).abs() < 1e-4, "{bits}");
+    // 4.1736 where the inputs are 576, 4.15625 in down_proj with its 1536.
+    assert!((bits - 4.169271).abs() < 1e-6, "{bits}");
     let page = fs::read_to_string(out.path().join("index.html")).unwrap();
     assert!(page.contains("random codes") && page.contains("decode_vs_context"));
     assert!(!page.contains("SHA-256 ;"), "an empty hash is shown");
