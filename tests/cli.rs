@@ -267,7 +267,10 @@ fn wrong_arguments_are_refused_with_the_way_out() {
             &["--context", "16", "--prompt-tokens", "16"],
             &["--context", "--prompt-tokens"],
         ),
-        (&["--kv", "fp16,int1"], &["KV cache precision `int1`", "fp16, fp32"]),
+        (
+            &["--kv", "fp16,int1"],
+            &["KV cache precision `int1`", "fp16, fp32"],
+        ),
         (
             &["--model", "synthetic:gpt-5"],
             &["`gpt-5`", "llama-2-7b", "list shapes"],
