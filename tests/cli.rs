@@ -252,6 +252,9 @@ fn wrong_arguments_are_refused_with_the_way_out() {
         ),
         (&["--window", "4000"], &["1024", "--window"]),
         (&["--reps", "0"], &["--reps 0"]),
+        (&["--device", "gpu"], &["`gpu`", "cuda:N"]),
+        #[cfg(not(feature = "cuda"))]
+        (&["--device", "cuda"], &["cuda:0", "--features cuda"]),
         (&["--batch", "0"], &["--batch 0"]),
         (&["--gen-tokens", "0"], &["--gen-tokens 0"]),
         (&["--limit", "0"], &["--limit 0"]),
