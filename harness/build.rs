@@ -1,4 +1,7 @@
-//! Compiles the embedded datasets in: writes `datasets.rs` into `OUT_DIR`.
+//! Compiles the embedded datasets in: writes `datasets.rs` into `OUT_DIR`; with the feature `cuda`
+//! also the kernels.
+
+mod build_kernels;
 
 use std::fmt::Write;
 use std::path::Path;
@@ -13,6 +16,13 @@ fn main() {
     )
     .expect("OUT_DIR can be written");
     println!("cargo:rerun-if-changed=harness/build.rs");
+    if env::var_os("CARGO_FEATURE_CUDA").is_some()
+        && let Err(error) = build_kernels::compile(Path::new(&root), Path::new(&out))
+    {
+        error
+            .lines()
+            .for_each(|line| println!("cargo::error={line}"));
+    }
     println!(
         "cargo:rustc-env=QUANTBENCH_GIT_COMMIT={}",
         git_commit(Path::new(&root))

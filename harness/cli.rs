@@ -3,7 +3,9 @@
 use crate::data::{self, Kind};
 use crate::error::{Error, Result};
 use crate::model::kv_cache::KV_PRECISIONS;
-use crate::report::{self, Rendered};
+use crate::model::synthetic;
+use crate::packed::gpu::Choice;
+use crate::report::{self, Rendered, record::Status};
 use crate::run::child::WORKER;
 use crate::run::progress::Progress;
 use crate::run::suite::{self, Finished, Options};
@@ -35,6 +37,8 @@ const DEFAULT_PRECISIONS: &str = "fp16,fp8,int8,awq-int4,gptq-int4";
         quantbench run --model DIR                    a Hugging Face folder\n  \
         quantbench run --model FILE.gguf --limit 40   a GGUF file, 40 evaluation windows\n  \
         quantbench run --precisions fp16,gptq-int3,awq-int3-g64\n  \
+        quantbench run --model synthetic:llama-2-7b   memory and speed in a model's shapes\n  \
+        quantbench run --batch 1,4,16 --context 512,2048\n  \
         quantbench list                               what --precisions, --datasets, ... take\n  \
         quantbench report DIR                         render a run's files again\n\n\
         Exit codes: 0 all fine, 2 wrong usage or input, 3 some precision has no result"
@@ -50,7 +54,7 @@ struct Cli {
 enum Command {
     /// Measure a model (also what the bare command does)
     Run(Box<RunArgs>),
-    /// Show what can be measured: precisions, datasets, protocols
+    /// Show what can be measured: precisions, datasets, shapes, protocols
     List {
         /// Only this list
         what: Option<Listed>,
@@ -66,6 +70,7 @@ enum Command {
 enum Listed {
     Precisions,
     Datasets,
+    Shapes,
     Protocols,
     Kv,
     Plots,
@@ -73,7 +78,8 @@ enum Listed {
 
 #[derive(Args)]
 struct RunArgs {
-    /// Hugging Face folder or GGUF file [default: the embedded 7.3M-parameter model]
+    /// Hugging Face folder, GGUF file, or synthetic:ID for random codes in a published model's
+    /// shapes (`quantbench list shapes`) [default: the embedded 7.3M-parameter model]
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// tokenizer.json to use instead of the model's own
@@ -88,9 +94,9 @@ struct RunArgs {
     /// Leave the differences empty
     #[arg(long, conflicts_with = "reference")]
     no_reference: bool,
-    /// Precision of the KV cache: fp16 or fp32
-    #[arg(long, default_value = KV_PRECISIONS[0].id, value_name = "ID")]
-    kv: String,
+    /// Precisions of the KV cache, comma-separated: fp16, fp32
+    #[arg(long, value_delimiter = ',', default_value = KV_PRECISIONS[0].id, value_name = "IDS")]
+    kv: Vec<String>,
     /// Evaluation texts: names, text files or manifests, comma-separated [default: all embedded]
     #[arg(short, long, value_delimiter = ',', value_name = "SETS")]
     datasets: Vec<String>,
@@ -106,12 +112,35 @@ struct RunArgs {
     /// Prompt length of the speed test
     #[arg(long, default_value_t = 256, value_name = "TOKENS")]
     prompt_tokens: usize,
+    /// Prompt lengths instead, comma-separated: speed and memory at each
+    #[arg(
+        long,
+        value_delimiter = ',',
+        conflicts_with = "prompt_tokens",
+        value_name = "TOKENS"
+    )]
+    context: Vec<usize>,
     /// Tokens generated from that depth
     #[arg(long, default_value_t = 64, value_name = "TOKENS")]
     gen_tokens: usize,
-    /// Sequences at a time in the speed test
-    #[arg(short, long, default_value_t = 1)]
-    batch: usize,
+    /// Sequences at a time in the speed test, comma-separated: speed and memory at each
+    #[arg(
+        short,
+        long,
+        value_delimiter = ',',
+        default_value = "1",
+        value_name = "SEQUENCES"
+    )]
+    batch: Vec<usize>,
+    /// Where to run: auto (a GPU if this build can use one), cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: String,
+    /// Products on a GPU: the fastest kernel, or weights dequantized first whatever it costs
+    #[arg(long, value_enum, default_value_t = KernelArg::Auto)]
+    kernel: KernelArg,
+    /// Launch every decode step's kernels one by one instead of replaying a recorded graph (GPU)
+    #[arg(long)]
+    no_graph: bool,
     /// Timed repetitions after a warm-up
     #[arg(short, long, default_value_t = 5)]
     reps: usize,
@@ -139,6 +168,12 @@ struct RunArgs {
     /// Print the closing table only
     #[arg(short, long)]
     quiet: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KernelArg {
+    Auto,
+    Dequant,
 }
 
 fn seconds(text: &str) -> std::result::Result<f64, String> {
@@ -226,15 +261,22 @@ fn options(args: &RunArgs) -> Result<Options> {
         tokenizer: args.tokenizer.clone(),
         precisions: args.precisions.clone(),
         reference: (!args.no_reference).then(|| args.reference.clone()),
-        kv: args.kv.clone(),
+        kv: each_once(&args.kv),
         datasets: args.datasets.clone(),
         calibration: args.calibration.clone(),
         protocol,
         limit: args.limit,
         calibration_limit: args.calibration_limit,
         prompt_tokens: args.prompt_tokens,
+        context: each_once(&args.context),
         gen_tokens: args.gen_tokens,
-        batch: args.batch,
+        batch: each_once(&args.batch),
+        device: args.device.clone(),
+        kernels: match args.kernel {
+            KernelArg::Auto => Choice::Auto,
+            KernelArg::Dequant => Choice::Dequantize,
+        },
+        graphs: !args.no_graph,
         reps: args.reps,
         threads: args.threads.unwrap_or_else(host::cores),
         seed: args.seed,
@@ -243,6 +285,17 @@ fn options(args: &RunArgs) -> Result<Options> {
         out: args.out.clone(),
         command: command_line(),
     })
+}
+
+/// The values of a list in order, without repetitions.
+fn each_once<T: Clone + PartialEq>(list: &[T]) -> Vec<T> {
+    let mut once: Vec<T> = vec![];
+    for value in list {
+        if !once.contains(value) {
+            once.push(value.clone());
+        }
+    }
+    once
 }
 
 /// The command as typed, without the folder that the program stands in.
@@ -277,13 +330,10 @@ fn say_where(rendered: &Rendered, progress: Progress) {
 
 fn exit_code(options: &Options, finished: &Finished) -> i32 {
     if finished.interrupted {
-        let left: Vec<&str> = finished
-            .tables
-            .results
-            .iter()
-            .filter(|r| r.perplexity.is_none())
-            .map(|r| r.precision.as_str())
-            .collect();
+        let unmeasured = finished.tables.results.iter();
+        let unmeasured = unmeasured.filter(|r| r.perplexity.is_none() && r.status != Status::Ok);
+        let left: Vec<&str> = unmeasured.map(|r| r.precision.as_str()).collect();
+        let left = each_once(&left);
         let what = if left.is_empty() {
             "Only the timing is missing: run the same command again to have it.".to_string()
         } else {
@@ -334,6 +384,13 @@ fn list(what: Option<Listed>) -> Result<i32> {
         }
         sections.push(("Datasets", rows));
     }
+    if wanted(Listed::Shapes) {
+        let rows = synthetic::shapes()?
+            .iter()
+            .map(|shape| (format!("synthetic:{}", shape.id), about_shape(shape)))
+            .collect();
+        sections.push(("Shapes", rows));
+    }
     if wanted(Listed::Protocols) {
         let rows = PROTOCOLS
             .iter()
@@ -360,11 +417,22 @@ fn list(what: Option<Listed>) -> Result<i32> {
             println!();
         }
         println!("{title}");
+        let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         for (name, summary) in rows {
-            println!("  {name:<20} {summary}");
+            println!("  {name:<0$} {summary}", width.max(20));
         }
     }
     Ok(EXIT_OK)
+}
+
+fn about_shape(shape: &synthetic::Shape) -> String {
+    let parameters = shape.parameters() as f64;
+    format!(
+        "{}: {:.2} B parameters, {:.1} GiB in FP16",
+        shape.model,
+        parameters / 1e9,
+        2.0 * parameters / f64::from(1 << 30)
+    )
 }
 
 fn render(dir: &Path) -> Result<i32> {

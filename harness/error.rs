@@ -38,6 +38,18 @@ pub enum Error {
         what: String,
         next: String,
     },
+    /// A device that has too little memory left (status `oom`).
+    #[error(
+        "out of device memory: {missing_bytes} bytes are missing for a request of {requested_bytes} bytes, {free_bytes} are free\n  use a smaller model, batch or context, or a device with more memory"
+    )]
+    OutOfMemory {
+        requested_bytes: u64,
+        free_bytes: u64,
+        missing_bytes: u64,
+    },
+    /// A device that failed at its work, or was asked for what it never does.
+    #[error("{what}\n  {next}")]
+    Device { what: String, next: String },
     /// A tensor operation that failed: a defect of ours, not of the input.
     #[error("tensor operation: {0}")]
     Candle(#[from] candle_core::Error),
@@ -90,6 +102,13 @@ impl Error {
 
     pub fn unsupported(what: impl Into<String>, next: impl Into<String>) -> Self {
         Error::Unsupported {
+            what: what.into(),
+            next: next.into(),
+        }
+    }
+
+    pub fn device(what: impl Into<String>, next: impl Into<String>) -> Self {
+        Error::Device {
             what: what.into(),
             next: next.into(),
         }

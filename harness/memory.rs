@@ -70,6 +70,11 @@ pub fn scope<T>(part: Part, f: impl FnOnce() -> T) -> T {
     f()
 }
 
+/// The part that allocations of this thread are counted under.
+pub fn current() -> Part {
+    CURRENT.get()
+}
+
 /// Whether this process counts its allocations.
 pub fn installed() -> bool {
     INSTALLED.load(Relaxed)
@@ -151,12 +156,66 @@ impl Bracket {
     }
 }
 
+/// The same counters for device memory, fed by whoever allocates there.
+pub mod device {
+    use super::{ALL_PARTS, PARTS, Part, Usage};
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    static LIVE: [AtomicUsize; PARTS] = [const { AtomicUsize::new(0) }; PARTS];
+    static PEAK: [AtomicUsize; PARTS] = [const { AtomicUsize::new(0) }; PARTS];
+    static TOTAL_LIVE: AtomicUsize = AtomicUsize::new(0);
+    static TOTAL_PEAK: AtomicUsize = AtomicUsize::new(0);
+
+    /// Counts `bytes` of device memory under `part`.
+    pub fn claim(part: Part, bytes: usize) {
+        let live = LIVE[part as usize].fetch_add(bytes, Relaxed) + bytes;
+        PEAK[part as usize].fetch_max(live, Relaxed);
+        let total = TOTAL_LIVE.fetch_add(bytes, Relaxed) + bytes;
+        TOTAL_PEAK.fetch_max(total, Relaxed);
+    }
+
+    /// Takes back a [`claim`].
+    pub fn release(part: Part, bytes: usize) {
+        LIVE[part as usize].fetch_sub(bytes, Relaxed);
+        TOTAL_LIVE.fetch_sub(bytes, Relaxed);
+    }
+
+    pub fn live() -> Usage {
+        Usage::read(&LIVE, &TOTAL_LIVE, &[0; PARTS])
+    }
+
+    pub fn peak() -> Usage {
+        Usage::read(&PEAK, &TOTAL_PEAK, &[0; PARTS])
+    }
+
+    /// Begins a new phase: high-water marks fall back to what is alive.
+    pub fn reset_peak() {
+        for part in ALL_PARTS {
+            let live = LIVE[part as usize].load(Relaxed);
+            PEAK[part as usize].store(live, Relaxed);
+        }
+        TOTAL_PEAK.store(TOTAL_LIVE.load(Relaxed), Relaxed);
+    }
+}
+
 /// Highest resident set size of this process so far, from the operating system.
 pub fn peak_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib * 1024)
+}
+
+/// Gives freed memory back to the system and lets [`peak_rss_bytes`] begin anew; whether the
+/// system does that.
+pub fn reset_peak_rss() -> bool {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: asks the allocator to return free pages; no block in use is touched.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    // 5 stands for the high-water mark (proc_pid_clear_refs(5)).
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
 /// See the module's documentation.

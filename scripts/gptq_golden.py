@@ -29,20 +29,26 @@ def nearest(column, scale, zero):
     return np.clip(np.rint(column / scale) + zero, 0, TOP)
 
 
-def solve(weight, inverse):
-    """GPTQ with the inverse Hessian `inverse`; round-to-nearest when that is None."""
+def solve(weight, inverse=None, order=None):
+    """GPTQ with the inverse Hessian `inverse`; round-to-nearest when that is None.
+
+    With an `order` columns are taken so, on grids of the groups as they were; without one they
+    keep theirs, and a grid is fitted when its group is reached.
+    """
     w = weight.copy()
-    codes, scales, zeros = np.zeros_like(w), [], []
-    for i in range(INPUTS):
-        if i % GROUP == 0:
-            scale, zero = grid(w[:, i : i + GROUP])
-            scales.append(scale)
-            zeros.append(zero)
-        codes[:, i] = nearest(w[:, i], scale, zero)
+    codes = np.zeros_like(w)
+    scales, zeros = (list(v) for v in zip(*(grid(w[:, i : i + GROUP]) for i in range(0, INPUTS, GROUP))))
+    for i in range(INPUTS) if order is None else order:
+        g = i // GROUP
+        if order is None and i % GROUP == 0:
+            scales[g], zeros[g] = grid(w[:, i : i + GROUP])
+        codes[:, i] = nearest(w[:, i], scales[g], zeros[g])
         if inverse is None:
             continue
-        error = (w[:, i] - scale * (codes[:, i] - zero)) / inverse[i, i]
-        w[:, i + 1 :] -= np.outer(error, inverse[i, i + 1 :])
+        error = (w[:, i] - scales[g] * (codes[:, i] - zeros[g])) / inverse[i, i]
+        # What is done has been eliminated: its entries are zero but for rounding, and its weights
+        # are not looked at again.
+        w -= np.outer(error, inverse[i, :])
         inverse = inverse - np.outer(inverse[:, i], inverse[i, :]) / inverse[i, i]
     return {
         "codes": codes.astype(int).tolist(),
@@ -58,6 +64,7 @@ inputs[:, 17] = 0  # a dead input
 weight = np.rint(1024 * 0.3 * random.normal(size=(ROWS, INPUTS))) / 1024
 
 hessian = inputs.T @ inputs
+order = np.argsort(-np.diag(hessian), kind="stable")  # the dead input last
 mean = np.diag(hessian).mean()
 hessian[17, 17] = 1
 hessian += DAMPING * mean * np.eye(INPUTS)
@@ -65,14 +72,15 @@ hessian += DAMPING * mean * np.eye(INPUTS)
 print(
     json.dumps(
         {
-            "version": 1,
+            "version": 2,
             "made_by": "scripts/gptq_golden.py, numpy " + np.__version__,
             "group_size": GROUP,
             "bits": BITS,
             "weight": weight.tolist(),
             "inputs": inputs.astype(int).tolist(),
-            "rtn": solve(weight, None),
-            "gptq": solve(weight, np.linalg.inv(hessian)),
+            "rtn": solve(weight),
+            "gptq": solve(weight, np.linalg.inv(hessian), order),
+            "gptq-noao": solve(weight, np.linalg.inv(hessian)),
         }
     )
 )

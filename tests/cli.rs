@@ -4,7 +4,7 @@ mod common;
 
 use common::{quantbench, quick_run, root, stderr, stdout};
 use quantbench::report::Tables;
-use quantbench::report::record::Status;
+use quantbench::report::record::{ResultRow, Status};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -103,6 +103,21 @@ fn a_run_leaves_every_output_and_consistent_numbers() {
         );
         assert_eq!(row.kl_mean_nats, None);
         assert!(row.decode_tok_s.unwrap() > 0.0 && row.prefill_tok_s.unwrap() > 0.0);
+        // The head of the embedded model is its embedding: every step reads all of it. The 4
+        // tokens after a prompt of 16 see 17 to 20 positions of a cache that was made for 20.
+        let roofline = tables.info.roofline.as_ref().unwrap();
+        let kv_position = row.kv_cache_bytes.unwrap() as f64 / 20.0;
+        let step = weights + row.embedding_bytes.unwrap() as f64 + kv_position * (16.0 + 5.0 / 2.0);
+        let mbu = step * row.decode_tok_s.unwrap() / roofline.bandwidth_bytes_s();
+        assert!((row.mbu.unwrap() / mbu - 1.0).abs() < 1e-9, "{row:?}");
+        let mfu = row.mfu.unwrap();
+        // Above 1 only if something else ran while the machine was measured.
+        assert!((0.01..3.0).contains(&mfu), "{mfu}");
+        // What only a GPU has.
+        assert_eq!(row.gpu_clock_mhz_median, None);
+        assert_eq!(row.throttled, None);
+        assert_eq!(row.joules_per_token, None);
+        assert_eq!(row.nvml_process_bytes, None);
         assert_eq!(row.scored_tokens, Some(6 * 511));
         assert!(
             row.warnings.contains("last-level cache")
@@ -117,6 +132,11 @@ fn a_run_leaves_every_output_and_consistent_numbers() {
         let perplexity = (windows / (6.0 * 511.0)).exp();
         assert!((perplexity / row.perplexity.unwrap() - 1.0).abs() < 1e-12);
     }
+    let roofline = tables.info.roofline.as_ref().unwrap();
+    assert!(roofline.read_bytes_s > 1e8 && roofline.copy_bytes_s > 1e8);
+    assert!(roofline.flop_s().unwrap() > 1e8);
+    // Long enough to be measured, too short to be waited for.
+    assert!(roofline.seconds < 4.0, "{roofline:?}");
     // Widths as the contract defines them.
     let bits = |id: &str| {
         tables
@@ -198,6 +218,9 @@ fn the_reference_is_added_and_can_be_left_out() {
     assert_eq!(tables.results.len(), 2);
     assert_eq!(tables.results[0].precision, "fp16");
     assert_eq!(tables.results[0].decode_tok_s, None);
+    assert_eq!(tables.results[0].mbu, None);
+    assert_eq!(tables.results[0].mfu, None);
+    assert!(tables.results[1].mbu.is_some() && tables.results[1].mfu.is_some());
     assert!(tables.results[1].delta_nll_nats.is_some());
 
     let output = run(quick_run(out.path()).args(["--precisions", "int8", "--no-reference"]));
@@ -230,8 +253,36 @@ fn wrong_arguments_are_refused_with_the_way_out() {
         ),
         (&["--window", "4000"], &["1024", "--window"]),
         (&["--reps", "0"], &["--reps 0"]),
+        (&["--device", "gpu"], &["`gpu`", "cuda:N"]),
+        #[cfg(not(feature = "cuda"))]
+        (&["--device", "cuda"], &["cuda:0", "--features cuda"]),
         (&["--batch", "0"], &["--batch 0"]),
         (&["--gen-tokens", "0"], &["--gen-tokens 0"]),
+        (&["--batch", "1,0"], &["--batch 0"]),
+        (&["--batch", "1,x"], &["--batch", "invalid digit"]),
+        (&["--batch", "1,"], &["--batch"]),
+        (&["--context", "0,16"], &["--context 0"]),
+        (&["--context", "16,4000"], &["4064", "1024", "--context"]),
+        (
+            &["--context", "16", "--prompt-tokens", "16"],
+            &["--context", "--prompt-tokens"],
+        ),
+        (
+            &["--kv", "fp16,int1"],
+            &["KV cache precision `int1`", "fp16, fp32"],
+        ),
+        (
+            &["--model", "synthetic:gpt-5"],
+            &["`gpt-5`", "llama-2-7b", "list shapes"],
+        ),
+        (
+            &["--model", "synthetic:smollm2-135m", "--datasets", "prose"],
+            &["--datasets", "synthetic"],
+        ),
+        (
+            &["--model", "synthetic:smollm2-135m", "--context", "9000"],
+            &["9064", "8192"],
+        ),
         (&["--limit", "0"], &["--limit 0"]),
         (&["--threads", "0"], &["--threads 0"]),
         (&["--datasets", "nosuchset"], &["nosuchset", "prose"]),
@@ -391,12 +442,194 @@ fn a_memory_limit_ends_the_large_precision_only() {
 }
 
 #[test]
+fn every_batch_context_and_kv_cache_has_its_row() {
+    let out = tempfile::tempdir().unwrap();
+    let mut command = quantbench();
+    command
+        .args(["run", "--precisions", "fp16,int8", "--limit", "6"])
+        .args(["--kv", "fp16,fp32", "--batch", "2,1", "--context", "16,40"])
+        .args(["--gen-tokens", "4", "--reps", "2", "--out"])
+        .arg(out.path());
+    let output = run(&mut command);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let tables = Tables::read(out.path()).unwrap();
+    let shown: Vec<String> = tables
+        .results
+        .iter()
+        .map(|r| {
+            let (batch, context) = (r.batch.unwrap(), r.prompt_tokens.unwrap());
+            format!("{} {} {batch} {context}", r.precision, r.kv_cache)
+        })
+        .collect();
+    let mut expected = vec![];
+    for precision in ["fp16", "int8"] {
+        for kv in ["fp16", "fp32"] {
+            for shape in ["2 16", "2 40", "1 16", "1 40"] {
+                expected.push(format!("{precision} {kv} {shape}"));
+            }
+        }
+    }
+    assert_eq!(shown, expected);
+    let quality = |r: &ResultRow| (r.perplexity, r.delta_nll_nats, r.bits_per_byte);
+    for (i, row) in tables.results.iter().enumerate() {
+        assert_eq!(row.status, Status::Ok, "{}", row.error);
+        // Room for every position of every sequence, in numbers of the cache.
+        let bytes = if row.kv_cache == "fp16" { 2 } else { 4 };
+        let positions = row.batch.unwrap() * (row.prompt_tokens.unwrap() + 4);
+        let per_position = tables.results[2].kv_cache_bytes.unwrap() / (20 * 2);
+        assert_eq!(
+            row.kv_cache_bytes,
+            Some(positions * per_position * bytes),
+            "{}",
+            shown[i]
+        );
+        assert!(row.decode_tok_s.unwrap() > 0.0 && row.prefill_tok_s.unwrap() > 0.0);
+        // Quality is the precision's and the cache's, not the speed test's.
+        let first = &tables.results[i / 4 * 4];
+        assert_eq!(quality(row), quality(first));
+        assert!(row.perplexity.is_some());
+        assert_eq!(row.delta_nll_nats.is_none(), i < 4, "{}", shown[i]);
+    }
+    // More sequences and longer ones take more memory, each measured by itself.
+    let peaks: Vec<u64> = tables.results[..4]
+        .iter()
+        .map(|r| r.peak_memory_bytes.unwrap())
+        .collect();
+    assert!(
+        peaks[2] < peaks[0] && peaks[0] < peaks[1] && peaks[3] < peaks[1],
+        "{peaks:?}"
+    );
+    // 16 rows, three phases, two repetitions and a warm-up each.
+    assert_eq!(tables.samples.len(), 16 * 3 * 3);
+    for row in &tables.results {
+        let own = tables.samples.iter().filter(|s| {
+            s.phase == "decode"
+                && (s.precision == row.precision && s.kv_cache == row.kv_cache)
+                && (Some(s.batch), Some(s.context)) == (row.batch, row.prompt_tokens)
+        });
+        assert!(
+            own.clone()
+                .all(|s| Some(s.tokens) == row.batch.map(|b| 4 * b))
+        );
+        assert_eq!(own.count(), 3);
+    }
+    // One packed file per precision; pairs name precisions only.
+    let packed: Vec<&str> = tables
+        .info
+        .cells
+        .iter()
+        .map(|c| c.packed_sha256.as_str())
+        .collect();
+    assert_eq!(packed.len(), 4);
+    assert!(packed[0] == packed[1] && packed[2] == packed[3] && packed[1] != packed[2]);
+    assert_eq!(tables.info.cells[0].further.len(), 3);
+    assert_eq!(tables.pairs.len(), 7);
+    for name in ["decode_vs_batch.svg", "decode_vs_context.png"] {
+        assert!(out.path().join(name).exists(), "{name}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_costs_its_own_row_and_larger_ones() {
+    let out = tempfile::tempdir().unwrap();
+    let mut command = quantbench();
+    command
+        .args([
+            "run",
+            "--precisions",
+            "int8",
+            "--no-reference",
+            "--limit",
+            "6",
+        ])
+        .args([
+            "--batch",
+            "8,1,4",
+            "--context",
+            "16,128",
+            "--gen-tokens",
+            "4",
+        ])
+        .args(["--reps", "1", "--memory-limit", "14M", "--out"])
+        .arg(out.path());
+    let output = run(&mut command);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let tables = Tables::read(out.path()).unwrap();
+    let shown: Vec<(u64, u64, Status)> = tables
+        .results
+        .iter()
+        .map(|r| (r.batch.unwrap(), r.prompt_tokens.unwrap(), r.status))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            (8, 16, Status::Ok),
+            (8, 128, Status::Skipped),
+            (1, 16, Status::Ok),
+            (1, 128, Status::Ok),
+            (4, 16, Status::Ok),
+            (4, 128, Status::Oom),
+        ]
+    );
+    let [skipped, oom] = [&tables.results[1], &tables.results[5]];
+    assert_eq!(skipped.error, "oom at batch 4, context 128");
+    assert!(oom.error.contains("exceeds it by"), "{}", oom.error);
+    for row in &tables.results {
+        assert!(row.perplexity.is_some());
+        let measured = row.status == Status::Ok;
+        assert_eq!(row.decode_tok_s.is_some(), measured);
+        assert_eq!(row.peak_memory_bytes.is_some(), measured);
+    }
+}
+
+#[test]
+fn a_synthetic_model_has_memory_and_speed_and_no_quality() {
+    let out = tempfile::tempdir().unwrap();
+    let mut command = quantbench();
+    command
+        .args(["run", "--model", "synthetic:smollm2-135m"])
+        .args(["--precisions", "fp8,gptq-int4", "--context", "8,24"])
+        .args(["--gen-tokens", "2", "--reps", "1", "--out"])
+        .arg(out.path());
+    let output = run(&mut command);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let tables = Tables::read(out.path()).unwrap();
+    assert_eq!(tables.results.len(), 4);
+    assert!(tables.quality.is_empty() && tables.windows.is_empty() && tables.pairs.is_empty());
+    assert_eq!(tables.info.model.parameters, 134_515_008);
+    assert_eq!(tables.info.reference, "");
+    for row in &tables.results {
+        assert_eq!(row.status, Status::Ok, "{}", row.error);
+        assert_eq!(row.model, "synthetic:smollm2-135m");
+        assert_eq!(row.source_format, "synthetic");
+        assert!(row.warnings.contains("random codes"), "{}", row.warnings);
+        assert!(row.protocol.is_empty() && row.dataset.is_empty());
+        assert_eq!((row.perplexity, row.delta_nll_nats), (None, None));
+        assert_eq!((row.quantize_s, row.load_s), (None, None));
+        assert!(row.decode_tok_s.unwrap() > 0.0 && row.prefill_tok_s.unwrap() > 0.0);
+        // Nothing but the packed model and what running it takes.
+        let lasting =
+            row.weight_bytes.unwrap() + row.embedding_bytes.unwrap() + row.kv_cache_bytes.unwrap();
+        let peak = row.peak_memory_bytes.unwrap();
+        assert!(lasting < peak && peak < lasting + lasting / 20, "{peak}");
+    }
+    let bits = tables.results[2].bits_per_weight.unwrap();
+    // 4.1736 where the inputs are 576, 4.15625 in down_proj with its 1536.
+    assert!((bits - 4.169271).abs() < 1e-6, "{bits}");
+    let page = fs::read_to_string(out.path().join("index.html")).unwrap();
+    assert!(page.contains("random codes") && page.contains("decode_vs_context"));
+    assert!(!page.contains("SHA-256 ;"), "an empty hash is shown");
+}
+
+#[test]
 fn a_timeout_is_a_row() {
     let out = tempfile::tempdir().unwrap();
     let output = run(quick_run(out.path()).args(["--precisions", "fp16", "--timeout", "0.01"]));
     assert_eq!(output.status.code(), Some(3));
     let tables = Tables::read(out.path()).unwrap();
     assert_eq!(tables.results[0].status, Status::Timeout);
+    // Nothing was timed, so the machine was not measured either.
+    assert_eq!(tables.info.roofline, None);
 }
 
 /// Process ids of a process's children.
@@ -508,6 +741,14 @@ fn list_shows_the_registries() {
     ] {
         assert!(shown.contains(word), "{word}");
     }
+    for shape in quantbench::model::synthetic::shapes().unwrap() {
+        assert!(shown.contains(&format!("synthetic:{} ", shape.id)));
+    }
+    let shapes = stdout(&run(quantbench().args(["list", "shapes"])));
+    assert!(
+        shapes.contains("Llama-2-7B: 6.74 B parameters, 12.6 GiB in FP16"),
+        "{shapes}"
+    );
     let precisions = stdout(&run(quantbench().args(["list", "precisions"])));
     assert!(!precisions.contains("gptq-v1@N"));
 }

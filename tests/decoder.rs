@@ -3,15 +3,17 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
-use common::{packed, root, smollm2};
+use common::{cpu, packed, root, smollm2};
 use quantbench::data::protocol::Protocol;
 use quantbench::formats::native;
 use quantbench::measure::quality::{CachedDecoder, TokenStream, nll_nats, score_text};
 use quantbench::measure::stats;
 use quantbench::model::decoder::Decoder;
 use quantbench::model::kv_cache::{KvCache, KvPrecision};
-use quantbench::model::weights;
+use quantbench::model::{synthetic, weights};
 use quantbench::packed::dense::Dense;
+use quantbench::quant;
+use std::path::Path;
 use std::sync::Arc;
 
 fn cache(decoder: &Decoder, batch: usize, capacity: usize) -> KvCache {
@@ -91,10 +93,10 @@ fn steps_chunks_and_batches_agree() {
 
     // The last position of a prompt longer than a prefill chunk, alone and in a batch.
     let other: Vec<u32> = ids.iter().rev().copied().collect();
-    let input = Tensor::new(vec![ids.clone(), other.clone()], &Device::Cpu).unwrap();
+    let prompts = [ids.clone(), other.clone()].concat();
     let mut batch_cache = cache(decoder, 2, 300);
     let batch: Vec<Vec<f32>> = decoder
-        .prefill(&input, &mut batch_cache)
+        .prefill(&prompts, 2, &mut batch_cache)
         .unwrap()
         .to_vec2()
         .unwrap();
@@ -109,8 +111,7 @@ fn a_cache_refuses_more_than_it_holds() {
     let kv = KvPrecision::parse("fp16").unwrap();
     assert!(loaded.decoder.cache(1, 33, kv).is_err());
     let mut cache = loaded.decoder.cache(1, 8, kv).unwrap();
-    let ids = Tensor::zeros((1, 9), DType::U32, &Device::Cpu).unwrap();
-    let error = loaded.decoder.prefill(&ids, &mut cache).unwrap_err();
+    let error = loaded.decoder.prefill(&[0; 9], 1, &mut cache).unwrap_err();
     assert!(error.to_string().contains("9 tokens"), "{error}");
 }
 
@@ -190,5 +191,36 @@ fn use_f32_embedding_and_norms(decoder: &mut Decoder, model: &std::path::Path) {
         let norm = |name: &str| gain(&native::weight_name(&native::module(layer, name)));
         block.attention_norm = norm(native::ATTENTION_NORM);
         block.mlp_norm = norm(native::MLP_NORM);
+    }
+}
+
+/// Random weights keep activations in range: thirty blocks deep, logits are finite and as large
+/// as those of a trained model.
+#[test]
+fn synthetic_models_give_finite_logits_at_every_precision() {
+    let shape = synthetic::named(Path::new("synthetic:smollm2-135m"));
+    let config = shape.unwrap().unwrap().config;
+    let kv = KvPrecision::parse("fp16").unwrap();
+    let ids: Vec<u32> = (0..24)
+        .map(|i| i * 1999 % config.vocab_size as u32)
+        .collect();
+    for listed in quant::families().flat_map(|f| f.ids) {
+        let spec = quant::parse(listed.id).unwrap().spec();
+        let logits = |seed| -> Vec<f32> {
+            let decoder = synthetic::decoder(&config, &spec, seed, 24, &cpu()).unwrap();
+            let mut cache = decoder.cache(1, 24, kv).unwrap();
+            let logits = decoder.prefill(&ids, 1, &mut cache).unwrap();
+            logits.flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let first = logits(1);
+        assert_eq!(first.len(), config.vocab_size);
+        assert!(first.iter().all(|x| x.is_finite()), "{}", listed.id);
+        let squares: f64 = first.iter().map(|x| f64::from(*x).powi(2)).sum();
+        let size = (squares / first.len() as f64).sqrt();
+        assert!((0.1..10.0).contains(&size), "{}: {size}", listed.id);
+        if listed.id == "rtn-int4" {
+            assert_eq!(first, logits(1));
+            assert_ne!(first, logits(2));
+        }
     }
 }

@@ -73,12 +73,15 @@ fn halves(count: usize, seed: u32) -> Vec<f16> {
         .collect()
 }
 
+/// Packs a weight of a shape.
+type Pack = dyn Fn((usize, usize)) -> Box<dyn PackedLinear>;
+
 /// A way to store a matrix.
 struct Case {
     name: String,
     /// As kernels call it.
     format: String,
-    pack: Box<dyn Fn((usize, usize)) -> Box<dyn PackedLinear>>,
+    pack: Box<Pack>,
 }
 
 fn scales(count: usize) -> Vec<f16> {

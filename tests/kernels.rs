@@ -7,12 +7,15 @@
 
 use candle_core::{DType, Device, Tensor};
 use half::f16;
+use quantbench::packed::activations::{Activations, MAX_INPUTS};
 use quantbench::packed::cpu::{self, Path};
 use quantbench::packed::dense::Dense;
 use quantbench::packed::fp8::{Fp8, Kind};
+use quantbench::packed::fp8_a8::Fp8A8;
 use quantbench::packed::grouped::Grouped;
 use quantbench::packed::int8::Int8;
-use quantbench::packed::{FORMATS, FormatSpec, PackedLinear, load};
+use quantbench::packed::int8_a8::Int8A8;
+use quantbench::packed::{FORMATS, FormatSpec, PackedLinear, load, random};
 use quantbench::{Error, Result};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -61,6 +64,24 @@ fn scales(count: usize) -> Vec<f16> {
     numbers(count, 3).into_iter().map(scale).collect()
 }
 
+fn f32_scales(count: usize) -> Vec<f32> {
+    scales(count).iter().map(|s| s.to_f32()).collect()
+}
+
+/// Every code that is a number, subnormal ones included.
+fn fp8_codes(kind: Kind, count: usize) -> Vec<u8> {
+    let valid: Vec<u8> = (0..=255).filter(|&c| kind.decode(c).is_finite()).collect();
+    (0..count)
+        .map(|i| valid[(i * 7 + i / 13) % valid.len()])
+        .collect()
+}
+
+/// Every byte.
+fn integers(count: usize) -> Vec<i8> {
+    let all: Vec<i8> = (-128..=127).collect();
+    (0..count).map(|i| all[(i * 7 + i / 13) % 256]).collect()
+}
+
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (dtype, size) in [(DType::F32, 4), (DType::F16, 2), (DType::BF16, 2)] {
@@ -76,30 +97,36 @@ fn cases() -> Vec<Case> {
             kind.name(),
             kind.name(),
             move |(n, k)| {
-                // Every code that is a number, subnormal ones included.
-                let valid: Vec<u8> = (0..=255).filter(|&c| kind.decode(c).is_finite()).collect();
-                let pick = |i| valid[(i * 7 + i / 13) % valid.len()];
-                let codes: Vec<u8> = (0..n * k).map(pick).collect();
-                let scales: Vec<f32> = scales(n).iter().map(|s| s.to_f32()).collect();
-                Box::new(Fp8::new(kind, &codes, &scales, (n, k)).unwrap())
+                Box::new(Fp8::new(kind, &fp8_codes(kind, n * k), &f32_scales(n), (n, k)).unwrap())
             },
             |(n, k)| n * k + 4 * n,
         ));
     }
-    let integers = |count| -> Vec<i8> {
-        let all: Vec<i8> = (-128..=127).collect();
-        (0..count).map(|i| all[(i * 7 + i / 13) % 256]).collect()
-    };
+    cases.push(case(
+        "fp8 with fp8 inputs",
+        "fp8-e4m3-a8",
+        |(n, k)| {
+            let codes = fp8_codes(Kind::E4m3, n * k);
+            Box::new(Fp8A8::new(&codes, &f32_scales(n), (n, k)).unwrap())
+        },
+        |(n, k)| n * k + 4 * n,
+    ));
+    cases.push(case(
+        "int8 with int8 inputs",
+        "int8-a8",
+        |(n, k)| Box::new(Int8A8::new(&integers(n * k), &scales(n), (n, k)).unwrap()),
+        |(n, k)| n * k + 2 * n,
+    ));
     cases.push(case(
         "int8 per row",
         "int8",
-        move |(n, k)| Box::new(Int8::per_row(&integers(n * k), &scales(n), (n, k)).unwrap()),
+        |(n, k)| Box::new(Int8::per_row(&integers(n * k), &scales(n), (n, k)).unwrap()),
         |(n, k)| n * k + 2 * n,
     ));
     cases.push(case(
         "int8 per matrix",
         "int8",
-        move |(n, k)| {
+        |(n, k)| {
             let scale = f16::from_f32(0.02);
             Box::new(Int8::per_matrix(&integers(n * k), scale, (n, k)).unwrap())
         },
@@ -149,6 +176,28 @@ fn tensor(rows: usize, k: usize, seed: u32) -> Tensor {
 
 fn values(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// What a product multiplies: its inputs, or those rounded as `packed::activations` documents it,
+/// in so many words.
+fn seen(packed: &dyn PackedLinear, mut x: Vec<f32>) -> Vec<f32> {
+    let Some(activations) = packed.activations() else {
+        return x;
+    };
+    for row in x.chunks_mut(packed.shape().1) {
+        let largest = row.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let (top, nearest): (f32, fn(f32) -> f32) = match activations {
+            Activations::Int8 => (127.0, |v| v.round_ties_even().clamp(-127.0, 127.0)),
+            Activations::E4m3 => (448.0, |v| Kind::E4m3.decode(Kind::E4m3.encode(v))),
+        };
+        let scale = (largest / top).max(f32::MIN_POSITIVE);
+        let mut rounded = row.to_vec();
+        activations.round(&mut rounded);
+        row.iter_mut()
+            .for_each(|x| *x = nearest(*x / scale) * scale);
+        assert_eq!(row, rounded, "{}", activations.name());
+    }
+    x
 }
 
 /// The path is one for the process, so tests that fix it take turns.
@@ -232,7 +281,8 @@ fn products_equal_those_of_the_dequantized_weight() {
                         let y = packed.forward(&x).unwrap();
                         assert_eq!(y.dims(), [rows, n]);
                         let name = format!("{} on {}, {rows} rows", case.name, path.name());
-                        check(&name, &values(&x), &weights, &values(&y), (rows, n, k));
+                        let x = seen(&*packed, values(&x));
+                        check(&name, &x, &weights, &values(&y), (rows, n, k));
                     }
                     assert!(packed.kernel(1).ends_with(path.name()));
                     assert!(packed.kernel(64).ends_with(path.name()));
@@ -442,6 +492,55 @@ fn loading_what_was_stored_is_the_identity() {
 }
 
 #[test]
+fn random_weights_are_weights_of_their_format() {
+    for case in cases() {
+        // The last two leave padding behind the codes of a row.
+        for (n, k) in [(300, 1024), (200, 577), (1, 3)] {
+            let spec = (case.pack)((n, k)).spec();
+            let make = |seed| random(&spec, (n, k), seed).unwrap();
+            let made = make(1);
+            assert_eq!(made.shape(), (n, k), "{}", case.name);
+            assert_eq!(made.spec(), spec, "{}", case.name);
+            assert_eq!(made.bytes(), (case.bytes)((n, k)), "{}", case.name);
+            let bytes_of = |p: &dyn PackedLinear| -> Vec<Vec<u8>> {
+                p.stored().iter().map(|s| bytes(&s.tensor)).collect()
+            };
+            // Loading refuses what is no number; padding is what quantizing leaves there.
+            let loaded = reload(&spec, (n, k), &tensors(&*made)).unwrap();
+            assert!(bytes_of(loaded.as_ref()) == bytes_of(made.as_ref()));
+            assert!(bytes_of(make(1).as_ref()) == bytes_of(made.as_ref()));
+            assert!(bytes_of(make(2).as_ref()) != bytes_of(made.as_ref()));
+            if k % 8 != 0 && spec.format == "uint-grouped" {
+                let used = k * spec.bits as usize;
+                let row_bytes = k.div_ceil(8) * spec.bits as usize;
+                for row in bytes_of(made.as_ref())[0].chunks(row_bytes) {
+                    let padding = (used..8 * row_bytes).any(|i| row[i / 8] >> (i % 8) & 1 == 1);
+                    assert!(!padding, "{}", case.name);
+                }
+            }
+            if n < 100 {
+                continue;
+            }
+            let weights = made.dequantize().unwrap();
+            let mean = |f: &dyn Fn(f64) -> f64| {
+                weights.iter().map(|w| f(f64::from(*w))).sum::<f64>() / weights.len() as f64
+            };
+            let deviation = 1.0 / (k as f64).sqrt();
+            let (mean, size) = (mean(&|w| w), mean(&|w| w * w).sqrt());
+            assert!(mean.abs() < 0.02 * deviation, "{}: mean {mean}", case.name);
+            let ratio = size / deviation;
+            assert!((ratio - 1.0).abs() < 0.02, "{}: {ratio}", case.name);
+        }
+    }
+    let spec = FormatSpec {
+        format: "uint-grouped".into(),
+        bits: 5,
+        group_size: 128,
+    };
+    assert!(random(&spec, (8, 8), 1).is_err());
+}
+
+#[test]
 fn hostile_files_are_errors() {
     let shape = (7, 56);
     for case in cases() {
@@ -557,6 +656,13 @@ fn constructors_check_every_length() {
     assert!(Int8::per_row(&[0; 5], &s(2), (2, 3)).is_err());
     assert!(Int8::per_row(&[0; 6], &s(1), (2, 3)).is_err());
     assert!(Int8::per_matrix(&[0; 7], f16::ONE, (2, 3)).is_err());
+    assert!(Int8A8::new(&[0; 5], &s(2), (2, 3)).is_err());
+    assert!(Int8A8::new(&[0; 6], &s(1), (2, 3)).is_err());
+    assert!(Fp8A8::new(&[0; 6], &[1.0; 3], (2, 3)).is_err());
+    assert!(Fp8A8::new(&[0x7f; 6], &[1.0; 2], (2, 3)).is_err());
+    let long = MAX_INPUTS + 1;
+    assert!(Int8A8::new(&vec![0; long], &s(1), (1, long)).is_err());
+    assert!(Fp8A8::new(&vec![0; long], &[1.0], (1, long)).is_err());
     assert!(Grouped::new(4, 8, &[0; 31], &s(4), &[0; 4], (2, 16)).is_err());
     assert!(Grouped::new(4, 8, &[0; 32], &s(3), &[0; 4], (2, 16)).is_err());
     assert!(Grouped::new(4, 8, &[0; 32], &s(4), &[0; 5], (2, 16)).is_err());
@@ -567,6 +673,67 @@ fn constructors_check_every_length() {
         .unwrap();
     let text = error.to_string();
     assert!(text.contains("32") && text.contains("31"), "{text}");
+}
+
+/// `y` of integer products to the last bit, on every instruction set and at the limits of I32.
+#[test]
+fn integer_products_are_exact_everywhere() {
+    for (n, k, rows) in [(7, 57, 3), (37, 1100, 70), (5, 8, 9), (9, MAX_INPUTS, 2)] {
+        let codes = match k {
+            // Sums of the largest magnitude there is.
+            MAX_INPUTS => vec![-128; n * k],
+            _ => integers(n * k),
+        };
+        let scales = scales(n);
+        let packed = Int8A8::new(&codes, &scales, (n, k)).unwrap();
+        let x: Vec<f32> = match k {
+            MAX_INPUTS => vec![2.5; rows * k],
+            _ => numbers(rows * k, 8),
+        };
+        let mut expected = Vec::new();
+        for row in x.chunks(k) {
+            let scale = row.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
+            for (codes, w_scale) in codes.chunks(k).zip(&scales) {
+                let terms = codes.iter().zip(row);
+                let sum: i64 = terms
+                    .map(|(w, x)| i64::from(*w) * (x / scale).round_ties_even() as i64)
+                    .sum();
+                expected.push((sum as f32 * scale) * w_scale.to_f32());
+            }
+        }
+        let x = Tensor::from_vec(x, (rows, k), &Device::Cpu).unwrap();
+        for path in Path::available() {
+            let y = on(path, || values(&packed.forward(&x).unwrap()));
+            assert_eq!(y, expected, "[{n}, {k}] on {}", path.name());
+        }
+    }
+}
+
+/// NaN and infinity spoil their own row, wholly; a row of zeros stays one.
+#[test]
+fn odd_rows_of_inputs_keep_to_themselves() {
+    let (n, k) = (9, 70);
+    for case in cases().iter().filter(|c| c.format.ends_with("-a8")) {
+        let packed = (case.pack)((n, k));
+        for path in Path::available() {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for rows in [4, 20] {
+                    let mut x = numbers(rows * k, 9);
+                    let tensor = |x: &[f32]| Tensor::from_slice(x, (rows, k), &Device::Cpu);
+                    let sound = on(path, || packed.forward(&tensor(&x).unwrap()).unwrap());
+                    x[k..2 * k].fill(0.0);
+                    x[3 * k - 1] = bad;
+                    let y = on(path, || packed.forward(&tensor(&x).unwrap()).unwrap());
+                    let (sound, y) = (values(&sound), values(&y));
+                    let name = format!("{} on {}", case.name, path.name());
+                    assert_eq!(y[..n], sound[..n], "{name}");
+                    assert_eq!(y[n..2 * n], [0.0; 9], "{name}");
+                    assert!(y[2 * n..3 * n].iter().all(|y| y.is_nan()), "{name}: {y:?}");
+                    assert_eq!(y[3 * n..], sound[3 * n..], "{name}");
+                }
+            }
+        }
+    }
 }
 
 /// Counts what the current thread has allocated, to see the workspace of a kernel.
@@ -616,7 +783,11 @@ fn workspace_stays_below_256_kib_per_thread() {
                 });
                 let workspace = peak - rows * n * size_of::<f32>();
                 // What a tensor and a task take besides.
-                let limit = if rows == 1 { 0 } else { 256 << 10 };
+                let limit = match (rows, packed.activations()) {
+                    (1, None) => 0,
+                    (1, Some(_)) => k * size_of::<f32>(),
+                    _ => 256 << 10,
+                };
                 assert!(
                     workspace <= limit + 4096,
                     "{}: {workspace} bytes",

@@ -3,11 +3,15 @@
 mod common;
 
 use candle_core::Tensor;
-use common::packed;
+use common::{cpu, packed};
 use quantbench::measure::speed::{Workload, run_once};
 use quantbench::memory::{self, Bracket, CountingAllocator, Part};
+use quantbench::model::generate::Generator;
 use quantbench::model::kv_cache::KvPrecision;
+use quantbench::model::synthetic;
 use quantbench::packed::{FormatSpec, PackedLinear, Stored};
+use quantbench::quant;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 #[global_allocator]
@@ -95,6 +99,28 @@ fn after_load_live_bytes_equal_the_stored_ones() {
     }
 }
 
+#[test]
+fn a_synthetic_model_takes_its_own_bytes_and_no_more() {
+    let _alone = alone();
+    rayon::broadcast(|_| ());
+    let shape = synthetic::named(Path::new("synthetic:smollm2-135m"));
+    let config = shape.unwrap().unwrap().config;
+    for precision in ["fp16", "fp8", "int8", "rtn-int4", "rtn-int3-g64"] {
+        let spec = quant::parse(precision).unwrap().spec();
+        let bracket = Bracket::open();
+        let decoder = synthetic::decoder(&config, &spec, 1, 320, &cpu()).unwrap();
+        let stored = decoder.body_bytes() + decoder.embedding_bytes() + decoder.rope.bytes();
+        let (peak, live) = (bracket.peak(), bracket.live());
+        println!("{precision}: peak {} stored {stored}", peak.total_bytes);
+        for bytes in [peak.total_bytes, live.total_bytes] {
+            let ratio = bytes as f64 / stored as f64;
+            assert!((ratio - 1.0).abs() < 0.02, "{precision}: {ratio}");
+        }
+        let ratio = live.weights_bytes as f64 / decoder.body_bytes() as f64;
+        assert!((ratio - 1.0).abs() < 0.02, "{precision}: weights {ratio}");
+    }
+}
+
 /// Does what its linear does, and forgets a mebibyte the first time.
 struct Leaky {
     inner: Arc<dyn PackedLinear>,
@@ -148,8 +174,13 @@ fn a_planted_leak_raises_the_peak_by_its_size() {
             });
         }
         let bracket = Bracket::open();
-        let mut cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
-        run_once(&loaded.decoder, &mut cache, &workload, &mut |_| ()).unwrap();
+        let cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
+        run_once(
+            &mut Generator::new(&loaded.decoder, cache),
+            &workload,
+            &mut |_| Ok(()),
+        )
+        .unwrap();
         bracket.peak().total_bytes
     };
     peak(false);
@@ -165,13 +196,26 @@ fn kernels_stay_within_a_tile_per_thread() {
     let _alone = alone();
     rayon::broadcast(|_| ());
     let threads = rayon::current_num_threads();
-    for precision in ["fp16", "fp8", "int8", "rtn-int4", "rtn-int3"] {
+    for precision in [
+        "fp16",
+        "fp8",
+        "fp8-w8a8",
+        "int8",
+        "int8-w8a8",
+        "rtn-int4",
+        "rtn-int3",
+    ] {
         let loaded = packed(None, precision, 300);
         let workload = Workload::from_text(&[5, 6, 7], 1, 256, 4).unwrap();
         let kv = KvPrecision::parse("fp16").unwrap();
-        let mut cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
+        let cache = loaded.decoder.cache(1, workload.positions(), kv).unwrap();
         let bracket = Bracket::open();
-        run_once(&loaded.decoder, &mut cache, &workload, &mut |_| ()).unwrap();
+        run_once(
+            &mut Generator::new(&loaded.decoder, cache),
+            &workload,
+            &mut |_| Ok(()),
+        )
+        .unwrap();
         let workspace = bracket.peak().workspace_bytes;
         println!("{precision}: workspace {workspace} bytes on {threads} threads");
         assert!(workspace > 0, "{precision}: no workspace was counted");

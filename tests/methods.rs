@@ -5,6 +5,7 @@ mod contracts;
 
 use contracts::{Case, gaussian, member, normal};
 use quantbench::Error;
+use quantbench::packed::activations::Activations;
 use quantbench::quant::{self, Group, LayerStats, Matrix, Notes, Role};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -31,14 +32,19 @@ fn other_widths_and_groups_keep_the_contracts() {
             contracts::all(&format!("{method}-{suffix}"));
         }
     }
+    for id in ["gptq-int3-g64-noao", "gptq-int4-gch-noao"] {
+        contracts::all(id);
+    }
 }
 
 #[test]
 fn ids_have_one_canonical_form() {
     for (typed, canonical) in [
         ("gptq-int4-g128", "gptq-int4"),
-        ("gptq-int4-g128-ao", "gptq-int4-ao"),
-        ("gptq-int3-g64-ao", "gptq-int3-g64-ao"),
+        ("gptq-int4-ao", "gptq-int4"),
+        ("gptq-int3-g64-ao", "gptq-int3-g64"),
+        ("gptq-int4-g128-noao", "gptq-int4-noao"),
+        ("gptq-int3-g64-noao", "gptq-int3-g64-noao"),
         ("awq-int3-g128", "awq-int3"),
         ("rtn-int8-gch", "rtn-int8-gch"),
         ("rtn-int2-g4096", "rtn-int2-g4096"),
@@ -63,6 +69,8 @@ fn ids_have_one_canonical_form() {
         "gptq-int4-g-8",
         "gptq-int4-g064",
         "gptq-int4-g64-g64",
+        "rtn-int4-ao",
+        "awq-int4-noao",
         "awq-int4-gchx",
         "rtn-int16",
         "rtn-int44",
@@ -74,6 +82,10 @@ fn ids_have_one_canonical_form() {
         assert!(matches!(error, Error::Usage { .. }), "`{wrong}`: {error}");
         assert!(error.to_string().contains(&format!("`{wrong}`")), "{error}");
     }
+    for wrong in ["-ao-ao", "-ao-noao", "-noao-ao", "-noao-noao", "-noao-g64"] {
+        let refused = quant::parse(&format!("gptq-int4{wrong}")).err();
+        assert!(matches!(refused, Some(Error::Usage { .. })), "`{wrong}`");
+    }
 }
 
 #[test]
@@ -83,8 +95,10 @@ fn defaults_are_stated() {
     assert_eq!(gptq["group_size"], 128);
     assert_eq!(gptq["damping"], 0.01);
     assert_eq!(gptq["block"], 128);
-    assert_eq!(gptq["act_order"], false);
-    assert_eq!(stated("gptq-int4-ao")["act_order"], true);
+    assert_eq!(gptq["act_order"], true);
+    assert_eq!(gptq["static_groups"], true);
+    assert_eq!(stated("gptq-int4-noao")["act_order"], false);
+    assert_eq!(stated("gptq-int4-noao")["static_groups"], false);
     assert_eq!(gptq["symmetric"], false);
     assert_eq!(stated("awq-int3-gch")["group_size"], -1);
     assert_eq!(stated("awq-int3-gch")["exponents"], 20);
@@ -118,6 +132,93 @@ fn fp16_refuses_what_it_cannot_hold() {
             message.contains(&case.group.members[1].name),
             "{id}: {message}"
         );
+    }
+}
+
+/// Weights are those of the method that quantizes weights only, byte for byte.
+#[test]
+fn quantized_inputs_leave_the_weights_alone() {
+    let case = Case::plain(8, 200);
+    for (weights, both) in [("int8", "int8-w8a8"), ("fp8", "fp8-w8a8")] {
+        let (a, b) = (
+            case.quantize(weights).unwrap(),
+            case.quantize(both).unwrap(),
+        );
+        assert_eq!(a.bytes(), b.bytes());
+        assert_ne!(a.packed[0].spec(), b.packed[0].spec());
+        assert!(a.packed[0].activations().is_none());
+        let parameters = quant::parse(both).unwrap().parameters();
+        let named = b.packed[0].activations().unwrap().name();
+        assert_eq!(parameters["activations"], named);
+    }
+}
+
+/// By hand: scales that are powers of two, so that every quotient is exact.
+#[test]
+fn inputs_are_rounded_as_documented() {
+    let rounded = |activations: Activations, row: &[f32]| {
+        let mut row = row.to_vec();
+        activations.round(&mut row);
+        row
+    };
+    // Scale 1: halves go to the even neighbour.
+    let row = [127.0, 0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 0.49, -3.51, 64.0];
+    let codes = [127.0, 0.0, 2.0, 2.0, 0.0, -2.0, 126.0, 0.0, -4.0, 64.0];
+    assert_eq!(rounded(Activations::Int8, &row), codes);
+    // Scale 4, set by a negative input.
+    let row = [-508.0, 2.0, 6.0, 507.0];
+    assert_eq!(rounded(Activations::Int8, &row), [-508.0, 0.0, 8.0, 508.0]);
+    // Scale 7: these quotients are halves, which a product with 1 / 7 would miss.
+    let row = [889.0, 87.5, -45.5];
+    assert_eq!(rounded(Activations::Int8, &row), [889.0, 84.0, -42.0]);
+    // One outlier leaves nothing of the others: 100 / 127 is more than twice 0.39.
+    let row = [100.0, 0.39, -0.39, 0.0];
+    let scale = 100.0 / 127.0;
+    assert_eq!(
+        rounded(Activations::Int8, &row),
+        [127.0 * scale, 0.0, 0.0, 0.0]
+    );
+
+    // Scale 1: steps of 2 from 16, of 32 from 256, of 2⁻⁹ below 2⁻⁶; halfway to the even code.
+    let tiny = 1.0 / 1024.0;
+    let row = [
+        448.0,
+        17.0,
+        19.0,
+        -19.0,
+        17.01,
+        432.0,
+        400.0,
+        tiny,
+        3.0 * tiny,
+        5.0 * tiny,
+    ];
+    let numbers = [
+        448.0,
+        16.0,
+        20.0,
+        -20.0,
+        18.0,
+        448.0,
+        384.0,
+        0.0,
+        4.0 * tiny,
+        4.0 * tiny,
+    ];
+    assert_eq!(rounded(Activations::E4m3, &row), numbers);
+    // Scale 2: the outlier leaves 3 digits of the others, a thousand times smaller.
+    let row = [896.0, 0.9, -0.9, 0.0];
+    assert_eq!(
+        rounded(Activations::E4m3, &row),
+        [896.0, 0.875, -0.875, 0.0]
+    );
+
+    for activations in [Activations::Int8, Activations::E4m3] {
+        assert_eq!(rounded(activations, &[0.0, -0.0, 0.0]), [0.0; 3]);
+        assert!(rounded(activations, &[]).is_empty());
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert!(rounded(activations, &[1.0, bad]).iter().all(|x| x.is_nan()));
+        }
     }
 }
 
@@ -174,9 +275,11 @@ fn gptq_hides_errors_where_inputs_are_small() {
         ("int4-gch", 5.0),
     ] {
         let rtn = error_of(&case, &format!("rtn-{id}"));
-        let gptq = error_of(&case, &format!("gptq-{id}"));
-        println!("{id}: rtn / gptq = {:.2}", rtn / gptq);
-        assert!(rtn > factor * gptq, "{id}: {rtn} {gptq}");
+        for order in ["", "-noao"] {
+            let gptq = error_of(&case, &format!("gptq-{id}{order}"));
+            println!("{id}{order}: rtn / gptq = {:.2}", rtn / gptq);
+            assert!(rtn > factor * gptq, "{id}{order}: {rtn} {gptq}");
+        }
     }
 }
 
@@ -225,39 +328,53 @@ fn one_large_row_coarsens_all_others_only_with_one_scale_per_matrix() {
 
 /// GPTQ as its papers tell it, with none of the shortcuts: explicit inverse, one column at a time,
 /// each eliminated from the inverse when it is done (Optimal Brain Quantization in fixed order).
-fn textbook_gptq(weight: &Matrix, xtx: &Matrix, bits: u32, group: usize) -> Vec<f32> {
+/// With `act_order` that order is by falling energy, on grids fitted to the weights as they were.
+fn textbook_gptq(
+    weight: &Matrix,
+    xtx: &Matrix,
+    bits: u32,
+    group: usize,
+    act_order: bool,
+) -> Vec<f32> {
     let (n, k) = (weight.rows, weight.cols);
     let top = f64::from((1u32 << bits) - 1);
-    let mut h: Vec<Vec<f64>> = xtx
-        .data
-        .chunks(k)
-        .map(|r| r.iter().map(|v| f64::from(*v)).collect())
-        .collect();
+    let mut order: Vec<usize> = (0..k).collect();
+    if act_order {
+        let energy = |i: usize| xtx.data[i * (k + 1)];
+        order.sort_by(|a, b| energy(*b).total_cmp(&energy(*a)));
+        assert!(!order.is_sorted(), "the case must need sorting");
+    }
+    let sorted = |row: &[f32]| -> Vec<f64> { order.iter().map(|c| f64::from(row[*c])).collect() };
+    let mut h: Vec<Vec<f64>> = order.iter().map(|r| sorted(xtx.row(*r))).collect();
     let mean = (0..k).map(|i| h[i][i]).sum::<f64>() / k as f64;
     for (i, row) in h.iter_mut().enumerate() {
         row[i] += 0.01 * mean;
     }
     let mut inverse = gauss_jordan(h);
-    let mut w: Vec<Vec<f64>> = weight
+    let fit = |part: &[f64]| {
+        let low = part.iter().fold(0f64, |m, v| m.min(*v));
+        let high = part.iter().fold(0f64, |m, v| m.max(*v));
+        let scale = half::f16::from_f64((high - low) / top).to_f64();
+        (scale, (-low / scale).round().clamp(0.0, top))
+    };
+    let mut w: Vec<Vec<f64>> = weight.data.chunks(k).map(sorted).collect();
+    let mut grids: Vec<Vec<(f64, f64)>> = weight
         .data
         .chunks(k)
-        .map(|r| r.iter().map(|v| f64::from(*v)).collect())
+        .map(|row| row.iter().map(|v| f64::from(*v)).collect::<Vec<f64>>())
+        .map(|row| row.chunks(group).map(fit).collect())
         .collect();
     let mut restored = vec![0f32; n * k];
-    let mut grids = vec![(0.0, 0.0); n];
-    for i in 0..k {
+    for (i, column) in order.iter().enumerate() {
+        let g = column / group;
         for (r, w) in w.iter_mut().enumerate() {
-            if i % group == 0 {
-                let part = &w[i..(i + group).min(k)];
-                let low = part.iter().fold(0f64, |m, v| m.min(*v));
-                let high = part.iter().fold(0f64, |m, v| m.max(*v));
-                let scale = half::f16::from_f64((high - low) / top).to_f64();
-                grids[r] = (scale, (-low / scale).round().clamp(0.0, top));
+            if !act_order && i % group == 0 {
+                grids[r][g] = fit(&w[i..(i + group).min(k)]);
             }
-            let (scale, zero) = grids[r];
+            let (scale, zero) = grids[r][g];
             let code = ((w[i] / scale).round() + zero).clamp(0.0, top);
             let level = scale * (code - zero);
-            restored[r * k + i] = level as f32;
+            restored[r * k + column] = level as f32;
             let error = (w[i] - level) / inverse[i][i];
             for j in i + 1..k {
                 w[j] -= error * inverse[i][j];
@@ -295,9 +412,9 @@ fn gauss_jordan(mut a: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
     a.into_iter().map(|row| row[n..].to_vec()).collect()
 }
 
-/// Across block ends, short groups, groups that do not divide blocks, and whole rows. Not with 8
-/// bits: among 256 levels the rounding of F32 decides one code in some thousands, and a row that
-/// differs once goes on differently.
+/// Across block ends, short groups, groups that do not divide blocks, and whole rows, in both
+/// orders. Not with 8 bits: among 256 levels the rounding of F32 decides one code in some
+/// thousands, and a row that differs once goes on differently.
 #[test]
 fn gptq_gives_the_codes_of_the_textbook() {
     for (k, suffix, bits, group) in [
@@ -309,59 +426,45 @@ fn gptq_gives_the_codes_of_the_textbook() {
         (300, "int2-gch", 2, 300),
         (136, "int4-g8", 4, 8),
     ] {
-        for case in [Case::plain(8, k), correlated(8, k)] {
-            let stats = case.stats();
-            let done = case.quantize(&format!("gptq-{suffix}")).unwrap();
-            for (member, packed) in case.group.members.iter().zip(&done.packed) {
-                let expected = textbook_gptq(&member.weight, &stats.xtx, bits, group);
-                let restored = packed.dequantize().unwrap();
-                let differing = restored
-                    .iter()
-                    .zip(&expected)
-                    .filter(|(a, b)| a != b)
-                    .count();
-                assert_eq!(
-                    differing,
-                    0,
-                    "{suffix} {k} {} of {}",
-                    member.name,
-                    expected.len()
-                );
+        for (order, act_order) in [("", true), ("-noao", false)] {
+            for case in [Case::plain(8, k), correlated(8, k)] {
+                let stats = case.stats();
+                let done = case.quantize(&format!("gptq-{suffix}{order}")).unwrap();
+                for (member, packed) in case.group.members.iter().zip(&done.packed) {
+                    let expected =
+                        textbook_gptq(&member.weight, &stats.xtx, bits, group, act_order);
+                    let restored = packed.dequantize().unwrap();
+                    let differing = restored
+                        .iter()
+                        .zip(&expected)
+                        .filter(|(a, b)| a != b)
+                        .count();
+                    assert_eq!(
+                        differing,
+                        0,
+                        "{suffix}{order} {k} {} of {}",
+                        member.name,
+                        expected.len()
+                    );
+                }
             }
         }
     }
 }
 
-/// Act-order is the textbook on columns sorted by energy. With one grid per row the order of the
-/// columns does not matter to the grids, so the two must agree code by code.
+/// With static groups the grids are those of round-to-nearest: only codes differ.
 #[test]
-fn act_order_is_the_textbook_on_sorted_columns() {
-    for case in [Case::plain(8, 136), correlated(8, 136)] {
-        let stats = case.stats();
-        let k = case.k();
-        let energy = |i: usize| stats.xtx.data[i * (k + 1)];
-        let mut order: Vec<usize> = (0..k).collect();
-        order.sort_by(|a, b| energy(*b).total_cmp(&energy(*a)));
-        assert!(!order.is_sorted(), "the case must need sorting");
-        let sorted = |m: &Matrix, rows: &[usize]| Matrix {
-            rows: m.rows,
-            cols: m.cols,
-            data: rows
-                .iter()
-                .flat_map(|r| order.iter().map(|c| m.row(*r)[*c]))
-                .collect(),
-        };
-        let xtx = sorted(&stats.xtx, &order);
-        let done = case.quantize("gptq-int4-gch-ao").unwrap();
-        for (member, packed) in case.group.members.iter().zip(&done.packed) {
-            let all_rows: Vec<usize> = (0..member.weight.rows).collect();
-            let expected = textbook_gptq(&sorted(&member.weight, &all_rows), &xtx, 4, k);
-            let restored = packed.dequantize().unwrap();
-            for (row, expected) in restored.chunks(k).zip(expected.chunks(k)) {
-                let row: Vec<f32> = order.iter().map(|c| row[*c]).collect();
-                assert_eq!(row, expected, "{}", member.name);
-            }
-        }
+fn act_order_keeps_the_grids_of_rounding() {
+    let case = correlated(8, 200);
+    let parts = |id: &str| -> Vec<(String, Vec<u8>)> {
+        let done = case.quantize(id).unwrap();
+        let stored = done.packed.iter().flat_map(|p| p.stored());
+        stored
+            .map(|s| (s.name.to_string(), contracts::raw(&s.tensor)))
+            .collect()
+    };
+    for ((name, rounding), (_, gptq)) in parts("rtn-int4").into_iter().zip(parts("gptq-int4")) {
+        assert_eq!(rounding == gptq, name != "codes", "{name}");
     }
 }
 
@@ -369,7 +472,7 @@ fn act_order_is_the_textbook_on_sorted_columns() {
 #[test]
 fn rtn_and_gptq_agree_with_numpy() {
     let golden: serde_json::Value = serde_json::from_str(include_str!("golden/gptq.json")).unwrap();
-    assert_eq!(golden["version"], 1);
+    assert_eq!(golden["version"], 2);
     let flat = |value: &serde_json::Value| -> Vec<f32> {
         let rows = value.as_array().unwrap().iter();
         rows.flat_map(|row| row.as_array().unwrap())
@@ -386,19 +489,21 @@ fn rtn_and_gptq_agree_with_numpy() {
         },
         inputs: flat(&golden["inputs"]),
     };
-    for method in ["rtn", "gptq"] {
+    for (method, order) in [("rtn", ""), ("gptq", ""), ("gptq", "-noao")] {
+        let golden = &golden[format!("{method}{order}")];
         let (codes, scales, zeros) = (
-            flat(&golden[method]["codes"]),
-            flat(&golden[method]["scales"]),
-            flat(&golden[method]["zeros"]),
+            flat(&golden["codes"]),
+            flat(&golden["scales"]),
+            flat(&golden["zeros"]),
         );
-        let done = case.quantize(&format!("{method}-int4-g{group}")).unwrap();
+        let id = format!("{method}-int4-g{group}{order}");
+        let done = case.quantize(&id).unwrap();
         let restored = done.packed[0].dequantize().unwrap();
         assert_eq!(restored.len(), codes.len());
         for (i, restored) in restored.into_iter().enumerate() {
             let g = i / group;
             let expected = scales[g] * (codes[i] - zeros[g]);
-            assert_eq!(restored, expected, "{method} [{}, {}]", i / cols, i % cols);
+            assert_eq!(restored, expected, "{id} [{}, {}]", i / cols, i % cols);
         }
         if method == "gptq" {
             assert_eq!(done.notes["gptq_dead_inputs"], 1.0);

@@ -7,8 +7,8 @@ use common::{quantbench, smollm2, stderr};
 use quantbench::report::Tables;
 use std::path::Path;
 
-const PRECISIONS: &str = "fp32,fp16,fp8,int8,int8-tensor,rtn-int4,awq-int4,gptq-int4,\
-                          gptq-int4-ao,rtn-int3,awq-int3,gptq-int3";
+const PRECISIONS: &str = "fp32,fp16,fp8,fp8-w8a8,int8,int8-w8a8,int8-tensor,rtn-int4,awq-int4,\
+                          gptq-int4,gptq-int4-noao,rtn-int3,awq-int3,gptq-int3";
 
 /// The pairwise differences of a run over all texts.
 struct Costs(Tables);
@@ -46,9 +46,8 @@ impl Costs {
         panic!("no pair {a}, {b}");
     }
 
-    /// What must hold on every model; `beat_rtn_at_4_bits` names the methods that must not lose
-    /// to rounding at 4 bits. Returns the interval of `int8-tensor` against `int8`.
-    fn check(&self, beat_rtn_at_4_bits: &[&str]) -> (f64, f64) {
+    /// What must hold on every model. Returns the interval of `int8-tensor` against `int8`.
+    fn check(&self) -> (f64, f64) {
         let show = |a: &str, b: &str| {
             let (mean, low, high) = self.difference(a, b);
             println!("{b} - {a}: {mean:+.5} [{low:+.5}, {high:+.5}] nats");
@@ -60,16 +59,23 @@ impl Costs {
             let (_, _, high) = show("rtn-int3", method);
             assert!(high < 0.0, "{method} does not beat rtn-int3");
         }
-        for method in ["awq-int4", "gptq-int4", "gptq-int4-ao"] {
-            let (_, low, _) = show("rtn-int4", method);
-            let held = low <= 0.0 || !beat_rtn_at_4_bits.contains(&method);
-            assert!(held, "{method} is worse than rtn-int4");
-        }
+        let (_, low, _) = show("rtn-int4", "awq-int4");
+        assert!(low <= 0.0, "awq-int4 is worse than rtn-int4");
+        let (mean, _, _) = show("rtn-int4", "gptq-int4");
+        assert!(mean < 0.0, "gptq-int4 does not beat rtn-int4");
+        // Without act-order GPTQ can lose to rounding (see reports/README.md): shown, not required.
+        show("rtn-int4", "gptq-int4-noao");
         let (floor, floor_low, _) = show("fp16", "rtn-int4");
         assert!(floor_low > 0.0);
         for (gentle, fraction) in [("int8", 0.1), ("fp8", 0.35)] {
             let (cost, _, _) = show("fp16", gentle);
             assert!(cost < fraction * floor, "{gentle} costs {cost} of {floor}");
+        }
+        for (weights, both) in [("fp8", "fp8-w8a8"), ("int8", "int8-w8a8")] {
+            let (activations, _, _) = show(weights, both);
+            assert!(activations > 0.0, "{both} costs less than {weights}");
+            let (cost, _, _) = show("fp16", both);
+            assert!(cost < 0.5 * floor, "{both} costs {cost} of {floor}");
         }
         let (mean, low, high) = show("int8", "int8-tensor");
         assert!(
@@ -82,10 +88,12 @@ impl Costs {
 
 #[test]
 fn methods_order_as_they_should_on_the_embedded_model() {
-    let methods = ["awq-int4", "gptq-int4", "gptq-int4-ao"];
     // Its weights have few outliers: int8-tensor costs some 0.0002 nats more than int8, about
     // what 147 windows can tell from zero, so that its interval is shown and not required here.
-    Costs::measure(None, &[]).check(&methods);
+    let costs = Costs::measure(None, &[]);
+    costs.check();
+    let (_, _, high) = costs.difference("rtn-int4", "gptq-int4");
+    assert!(high < 0.0, "gptq-int4 may not beat rtn-int4");
 }
 
 #[test]
@@ -93,10 +101,10 @@ fn methods_order_as_they_should_on_smollm2() {
     if let Some(model) = smollm2("methods_order_as_they_should_on_smollm2") {
         // Enough text for the intervals to decide, little enough for a test.
         let limits = ["--limit", "12", "--calibration-limit", "12"];
+        // GPTQ's lead at 4 bits is the closest: -0.06 to -0.05 nats on each instruction set, but the
+        // interval ends at -0.010 to -0.003, so that the mean is required and the interval shown.
         let costs = Costs::measure(Some(&model), &limits);
-        // Plain GPTQ loses to rounding here, through q, k and v (see reports/README.md): known, shown
-        // in the output, and not required until its default is decided. Act-order does not lose.
-        let (low, _) = costs.check(&["awq-int4", "gptq-int4-ao"]);
+        let (low, _) = costs.check();
         assert!(
             low > 0.0,
             "one scale per matrix does not cost more than one per channel"

@@ -8,8 +8,8 @@ use quantbench::report::plots::axis::Axis;
 use quantbench::report::plots::labels::{self, Rect, Surroundings};
 use quantbench::report::plots::pareto::{self, Better};
 use quantbench::report::plots::scene::{self, Shape};
-use quantbench::report::plots::{PLOTS, Scene, style};
-use quantbench::report::record::{ResultRow, RunInfo, Status};
+use quantbench::report::plots::{PLOTS, Plot, Scene, style};
+use quantbench::report::record::{GpuInfo, ResultRow, RunInfo, Status};
 use quantbench::report::{self, Tables, format, markdown, terminal};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 const HEADERS: [(&str, &str); 5] = [
     (
         "results.csv",
-        "run_id,device,model,source_format,precision,method,format,weight_bits,group_size,activation_dtype,kv_cache,status,perplexity,perplexity_se,protocol,dataset,scored_tokens,delta_nll_nats,delta_nll_ci_low,delta_nll_ci_high,bits_per_byte,kl_mean_nats,kl_p99_nats,top1_agreement,batch,prompt_tokens,generated_tokens,prefill_tok_s,prefill_tok_s_sd,decode_tok_s,decode_tok_s_sd,ttft_s,prefill_kernel,decode_kernel,bits_per_weight,weight_bytes,embedding_bytes,kv_cache_bytes,activation_peak_bytes,workspace_bytes,other_bytes,peak_memory_bytes,peak_memory_method,peak_rss_bytes,quantize_s,load_s,threads,seed,metrics_version,warnings,error",
+        "run_id,device,model,source_format,precision,method,format,weight_bits,group_size,activation_dtype,kv_cache,status,perplexity,perplexity_se,protocol,dataset,scored_tokens,delta_nll_nats,delta_nll_ci_low,delta_nll_ci_high,bits_per_byte,kl_mean_nats,kl_p99_nats,top1_agreement,batch,prompt_tokens,generated_tokens,prefill_tok_s,prefill_tok_s_sd,decode_tok_s,decode_tok_s_sd,ttft_s,prefill_kernel,decode_kernel,bits_per_weight,weight_bytes,embedding_bytes,kv_cache_bytes,activation_peak_bytes,workspace_bytes,other_bytes,peak_memory_bytes,peak_memory_method,peak_rss_bytes,quantize_s,load_s,threads,seed,metrics_version,warnings,error,mbu,mfu,pool_reserved_bytes,driver_delta_bytes,nvml_process_bytes,gpu_clock_mhz_median,throttled,joules_per_token",
     ),
     (
         "quality.csv",
@@ -46,6 +46,15 @@ fn golden(name: &str) -> PathBuf {
 
 fn tables(name: &str) -> Tables {
     Tables::read(&golden(name)).expect("golden files are whole")
+}
+
+/// Plots that every run has, or a sentence in their place.
+fn plots_of_one_workload() -> usize {
+    PLOTS.iter().filter(|plot| !plot.whole_sweep).count()
+}
+
+fn plot(name: &str) -> &'static Plot {
+    PLOTS.iter().find(|plot| plot.name == name).unwrap()
 }
 
 fn scratch() -> tempfile::TempDir {
@@ -88,7 +97,7 @@ fn with_rows(rows: Vec<ResultRow>) -> Tables {
 #[test]
 fn columns_are_the_contracts() {
     let dir = scratch();
-    for run in ["run", "failed"] {
+    for run in ["run", "failed", "sweep"] {
         tables(run).write(dir.path()).unwrap();
         for (file, header) in HEADERS {
             assert_eq!(
@@ -178,6 +187,25 @@ fn columns_of_other_versions_are_tolerated() {
 }
 
 #[test]
+fn a_run_from_before_a_column_still_renders() {
+    let dir = scratch();
+    tables("run").write(dir.path()).unwrap();
+    let file = dir.path().join("results.csv");
+    let older: String = text(&file)
+        .lines()
+        .map(|line| format!("{}\n", line.rsplitn(9, ',').last().unwrap()))
+        .collect();
+    assert!(older.lines().next().unwrap().ends_with(",warnings,error"));
+    std::fs::write(&file, older).unwrap();
+    let read = Tables::read(dir.path()).unwrap();
+    assert_eq!(read.results.len(), 6);
+    assert!(read.results.iter().all(|row| row.mbu.is_none()));
+    assert!(read.results.iter().all(|row| row.throttled.is_none()));
+    assert_eq!(read.results[0].error, tables("run").results[0].error);
+    report::render(dir.path()).unwrap();
+}
+
+#[test]
 fn damage_is_named_by_file_line_and_column() {
     let dir = scratch();
     let damage = |file: &str, change: &dyn Fn(String) -> String| {
@@ -250,12 +278,13 @@ fn assert_xml(svg: &str) {
 #[test]
 fn every_plot_draws_svg_and_png_with_text() {
     let dir = scratch();
-    let tables = tables("run");
+    let (one, sweep) = (tables("run"), tables("sweep"));
     let names: BTreeSet<_> = PLOTS.iter().map(|plot| plot.name).collect();
     assert_eq!(names.len(), PLOTS.len());
     for plot in PLOTS {
-        let scene = (plot.draw)(&tables).unwrap_or_else(|| panic!("{} draws nothing", plot.name));
-        let svg = scene::svg(&scene, plot.title, &(plot.caption)(&tables)).unwrap();
+        let tables = if plot.whole_sweep { &sweep } else { &one };
+        let scene = (plot.draw)(tables).unwrap_or_else(|| panic!("{} draws nothing", plot.name));
+        let svg = scene::svg(&scene, plot.title, &(plot.caption)(tables)).unwrap();
         assert_xml(&svg);
         assert!(
             svg.contains("role=\"img\"") && svg.contains("<title>"),
@@ -525,6 +554,7 @@ fn all_renderings_show_the_same_numbers() {
             };
             let markdown_line = line(&markdown, &format!("| {name} |"));
             let terminal_line = line(&terminal, &format!("{name} "));
+            let terminal_head = terminal.lines().next().unwrap();
             for (i, Cell { text, extra }) in row.cells.iter().enumerate() {
                 assert!(html.contains(&format!(">{text}")), "{name}: {text}");
                 assert!(extra.is_empty() || html.contains(extra), "{name}: {extra}");
@@ -532,7 +562,9 @@ fn all_renderings_show_the_same_numbers() {
                 let escaped = plain.trim().replace('[', "\\[").replace(']', "\\]");
                 assert!(markdown_line.contains(&escaped), "{name}: {escaped}");
                 let is_status = i + 1 == row.cells.len();
-                if row.failed == is_status {
+                // A line that is too long gives up columns.
+                let shown = is_status || terminal_head.contains(&results.columns[i].short);
+                if row.failed == is_status && shown {
                     assert!(
                         terminal_line.contains(&format::ascii(text)),
                         "{terminal_line}"
@@ -546,6 +578,98 @@ fn all_renderings_show_the_same_numbers() {
             "{headline}"
         );
     }
+}
+
+#[test]
+fn shares_stand_beside_the_rates_they_explain() {
+    let results = content::results(&tables("run"));
+    let heads: Vec<_> = results.columns.iter().map(|c| c.short.as_str()).collect();
+    assert_eq!(
+        heads[5..10],
+        ["prefill/s", "MFU%", "decode/s", "MBU%", "quant s"]
+    );
+    let cells = &results.rows[0].cells;
+    assert_eq!(cells[6].text, "13");
+    assert_eq!(cells[8].text, "11");
+    // All columns of an ordinary run fit the terminal.
+    let terminal = terminal::summary(&tables("run"));
+    let head = terminal.lines().next().unwrap();
+    assert!(heads[..10].iter().all(|h| head.contains(h)), "{head}");
+
+    let notes = content::method_notes(&tables("run"));
+    let note = |term: &str| &notes.iter().find(|(t, _)| *t == term).unwrap().1;
+    assert!(!note("MBU and MFU").contains("as it does here"));
+    for part in [
+        "2 threads",
+        "256 MiB (last-level caches 32 MiB) 20.0 GB/s",
+        "copying it 17.5 GB/s",
+        "F32 150 GFLOP/s (F32 multiply-adds in registers, avx2)",
+        "Best of 10 passes",
+    ] {
+        assert!(note("Roofline").contains(part), "{}", note("Roofline"));
+    }
+
+    let mut cached = tables("run");
+    cached.results[0].mbu = Some(1.24);
+    cached.results[1].mbu = None;
+    for row in &mut cached.results {
+        row.mfu = Some(0.05);
+    }
+    let notes = content::method_notes(&cached);
+    assert!(
+        notes
+            .iter()
+            .any(|(_, text)| text.contains("as it does here"))
+    );
+    let rows = content::results(&cached).rows;
+    assert_eq!(rows[0].cells[8].text, "124");
+    assert_eq!(rows[1].cells[8].text, format::ABSENT);
+    assert_eq!(rows[1].cells[6].text, "5.0");
+
+    // A run that has neither shows no empty columns and explains nothing.
+    let without = content::results(&tables("failed"));
+    assert!(without.columns.iter().all(|c| !c.short.contains("MBU")));
+    assert_eq!(without.rows[0].cells.len(), without.columns.len());
+    let notes = content::method_notes(&tables("failed"));
+    assert!(
+        notes
+            .iter()
+            .all(|(t, _)| *t != "MBU and MFU" && *t != "Roofline")
+    );
+}
+
+#[test]
+fn a_gpu_is_described_where_there_was_one() {
+    let note = |tables: &Tables, term: &str| {
+        let notes = content::method_notes(tables);
+        notes.into_iter().find(|(t, _)| *t == term).map(|(_, t)| t)
+    };
+    let mut tables = tables("run");
+    assert_eq!(note(&tables, "GPU while timed"), None);
+    assert!(!note(&tables, "Machine").unwrap().contains("GPU"));
+    tables.info.host.gpus = vec![GpuInfo {
+        name: "Example GPU".into(),
+        memory_bytes: Some(80 << 30),
+        power_limit_w: Some(700.0),
+        ..GpuInfo::default()
+    }];
+    tables.info.host.gpu_driver = Some("580.1".into());
+    tables.results[0].gpu_clock_mhz_median = Some(1980.0);
+    tables.results[0].throttled = Some(true);
+    tables.results[1].joules_per_token = Some(1.234);
+    let machine = note(&tables, "Machine").unwrap();
+    for part in ["Example GPU (80 GiB, 700 W at most)", "GPU driver 580.1"] {
+        assert!(machine.contains(part), "{machine}");
+    }
+    let gpu = note(&tables, "GPU while timed").unwrap();
+    assert!(
+        gpu.contains("fp16: 1980 MHz, clock held down; fp8: 1.23 J per token."),
+        "{gpu}"
+    );
+    // It survives the files, empty and filled.
+    let dir = scratch();
+    tables.write(dir.path()).unwrap();
+    assert_eq!(Tables::read(dir.path()).unwrap(), tables);
 }
 
 #[test]
@@ -580,7 +704,7 @@ fn the_page_needs_nothing_else() {
     let dir = scratch();
     tables("run").write(dir.path()).unwrap();
     let rendered = report::render(dir.path()).unwrap();
-    assert_eq!(rendered.plots.len(), 2 * PLOTS.len());
+    assert_eq!(rendered.plots.len(), 2 * plots_of_one_workload());
     assert!(rendered.plots.iter().all(|file| file.exists()));
     let html = text(rendered.html).replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
     for request in [
@@ -691,7 +815,8 @@ fn partial_runs_render() {
         }
         let rendered = report::render(dir.path()).unwrap();
         assert_eq!(rendered.plots.len(), 2 * drawn, "{name}");
-        assert_eq!(rendered.not_drawn.len(), PLOTS.len() - drawn, "{name}");
+        let not_drawn = plots_of_one_workload() - drawn;
+        assert_eq!(rendered.not_drawn.len(), not_drawn, "{name}");
         let html = text(&rendered.html);
         for (plot, sentence) in &rendered.not_drawn {
             assert!(sentence.starts_with("Not drawn"), "{name}");
@@ -716,6 +841,149 @@ fn an_outdated_plot_is_removed() {
     with_rows(vec![]).write(dir.path()).unwrap();
     report::render(dir.path()).unwrap();
     assert!(!dir.path().join("domains.png").exists());
+}
+
+// ---- sweeps -----------------------------------------------------------------------------
+
+fn rings(scene: &Scene) -> usize {
+    let ring = |s: &&Shape| matches!(s, Shape::Disc { color, .. } if *color == style::INK);
+    scene.shapes.iter().filter(ring).count()
+}
+
+#[test]
+fn the_batch_plot_says_where_the_reference_overtakes() {
+    let mut tables = tables("sweep");
+    let batch = plot("decode_vs_batch");
+    let caption = (batch.caption)(&tables);
+    assert_eq!(
+        caption,
+        "Median decoding speed of all sequences together from a depth of 512 tokens, against the \
+         batch. From batch 8 on fp16 decodes faster than awq-int4, gptq-int4 (ring). From batch \
+         16 on fp16 decodes faster than fp8 (ring)."
+    );
+    assert_eq!(rings(&(batch.draw)(&tables).unwrap()), 3);
+
+    // Up to batch 8 fp8 is not overtaken, at batch 8 alone nothing is to be drawn.
+    tables.results.retain(|r| r.batch <= Some(8));
+    let caption = (batch.caption)(&tables);
+    assert!(
+        caption.contains("Up to batch 8 fp16 does not overtake fp8."),
+        "{caption}"
+    );
+    for row in &mut tables.results {
+        if row.precision == "awq-int4" {
+            row.decode_tok_s = row.decode_tok_s.map(|v| v / 10.0);
+        }
+    }
+    let caption = (batch.caption)(&tables);
+    assert!(
+        caption.contains("fp16 is faster than awq-int4 at every batch."),
+        "{caption}"
+    );
+    tables.results.retain(|r| r.batch == Some(8));
+    assert_eq!((batch.caption)(&tables), "");
+    assert!((batch.draw)(&tables).is_none());
+}
+
+#[test]
+fn the_context_plot_names_what_ran_out_of_memory() {
+    let mut tables = tables("sweep");
+    let context = plot("decode_vs_context");
+    let caption = (context.caption)(&tables);
+    assert!(caption.contains("at batch 1 against"), "{caption}");
+    assert!(!caption.contains("Not shown"), "{caption}");
+    let scene = (context.draw)(&tables).unwrap();
+    for label in ["512", "2048", "8192"] {
+        let has = |s: &Shape| matches!(s, Shape::Text { text, .. } if text == label);
+        assert!(scene.shapes.iter().any(has), "{label}");
+    }
+    tables.results.retain(|r| r.batch == Some(8));
+    let caption = (context.caption)(&tables);
+    assert!(
+        caption.ends_with("Not shown: fp16 ctx=8192 (oom)."),
+        "{caption}"
+    );
+}
+
+#[test]
+fn summaries_show_the_first_workload_and_one_table_all() {
+    let tables = tables("sweep");
+    let summary = content::first_workload(&tables);
+    let results = content::results(&summary);
+    let names: Vec<&str> = results
+        .rows
+        .iter()
+        .map(|r| r.cells[0].text.as_str())
+        .collect();
+    assert_eq!(names, ["fp16", "fp8", "awq-int4", "gptq-int4"]);
+    assert_eq!(summary.samples.len(), 4 * 2 * 2);
+    let sweep = content::sweep(&tables);
+    assert_eq!(sweep.rows.len(), 60);
+    let shapes: BTreeSet<String> = sweep
+        .rows
+        .iter()
+        .map(|r| format!("{}/{}", r.cells[1].text, r.cells[2].text))
+        .collect();
+    assert_eq!(shapes.len(), 15);
+    let failed: Vec<String> = sweep
+        .rows
+        .iter()
+        .filter(|r| r.failed)
+        .map(|r| r.cells.last().unwrap().joined())
+        .collect();
+    assert!(failed[0].starts_with("oom memory limit"), "{failed:?}");
+    assert_eq!(failed[1], "skipped oom at batch 8, context 8192");
+
+    let dir = scratch();
+    tables.write(dir.path()).unwrap();
+    let rendered = report::render(dir.path()).unwrap();
+    assert_eq!(rendered.plots.len(), 2 * PLOTS.len());
+    for page in [text(rendered.html), text(rendered.markdown)] {
+        assert!(page.contains("Every batch and context"));
+        assert!(page.contains("Summaries show batch 1, context 512, the first of 15"));
+    }
+    let terminal = terminal::summary(&tables);
+    assert!(terminal.contains("skipped: oom at batch 8, context 8192"));
+    assert!(terminal.is_ascii() && terminal.lines().all(|l| l.len() <= terminal::WIDTH));
+
+    // One batch and one context: no table, no plots, and none of an earlier rendering.
+    summary.write(dir.path()).unwrap();
+    let rendered = report::render(dir.path()).unwrap();
+    assert_eq!(rendered.plots.len(), 2 * plots_of_one_workload());
+    assert!(!dir.path().join("decode_vs_batch.svg").exists());
+    assert!(!text(rendered.html).contains("Every batch and context"));
+    assert!(content::sweep(&summary).rows.is_empty());
+}
+
+#[test]
+fn a_second_kv_cache_is_compared_with_the_references_first() {
+    let mut tables = tables("run");
+    let mut other = tables.results[0].clone();
+    other.kv_cache = "fp32".into();
+    other.delta_nll_nats = Some(-0.0001);
+    tables.results.insert(1, other);
+    let results = content::results(&tables);
+    assert_eq!(results.rows[0].cells[0].text, "fp16 kv=fp16");
+    assert_eq!(results.rows[0].cells[2].text, "reference");
+    assert_eq!(results.rows[1].cells[0].text, "fp16 kv=fp32");
+    assert_eq!(results.rows[1].cells[2].text, "−0.01");
+}
+
+#[test]
+fn without_quality_the_headline_is_about_memory_and_speed() {
+    let mut tables = tables("run");
+    for row in &mut tables.results {
+        row.perplexity = None;
+        row.delta_nll_nats = None;
+    }
+    let headline = content::headline(&tables);
+    assert!(
+        headline.contains("of fp16’s peak memory") && headline.contains("was not measured"),
+        "{headline}"
+    );
+    tables.results.truncate(1);
+    let headline = content::headline(&tables);
+    assert_eq!(headline, "Memory and speed were measured; quality was not.");
 }
 
 #[test]

@@ -13,8 +13,10 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use half::f16;
 use quantbench::packed::dense::Dense;
 use quantbench::packed::fp8::{Fp8, Kind};
+use quantbench::packed::fp8_a8::Fp8A8;
 use quantbench::packed::grouped::Grouped;
 use quantbench::packed::int8::Int8;
+use quantbench::packed::int8_a8::Int8A8;
 use quantbench::packed::{PackedLinear, cpu};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -85,9 +87,14 @@ fn formats(weights: &[f32], shape: (usize, usize)) -> Vec<(String, Box<dyn Packe
         let fp8 = Fp8::new(kind, &codes, &vec![1.0; n], shape).unwrap();
         all.push((kind.name().into(), Box::new(fp8)));
     }
+    let codes: Vec<u8> = weights.iter().map(|&w| Kind::E4m3.encode(w)).collect();
+    let fp8 = Fp8A8::new(&codes, &vec![1.0; n], shape).unwrap();
+    all.push((fp8.spec().format, Box::new(fp8)));
     let scales = vec![f16::from_f32(0.01); n];
     let int8 = Int8::per_row(&integers, &scales, shape).unwrap();
     all.push(("int8".into(), Box::new(int8)));
+    let int8 = Int8A8::new(&integers, &scales, shape).unwrap();
+    all.push((int8.spec().format, Box::new(int8)));
     for (bits, group) in [(2, 128), (3, 128), (4, 128), (4, 32), (8, 128)] {
         let groups = n * k.div_ceil(group as usize);
         let codes: Vec<u8> = bytes.iter().map(|b| b >> (8 - bits)).collect();

@@ -6,18 +6,22 @@
 //! of several would not be deterministic. Equal models give equal bytes.
 
 use crate::error::TensorFault;
-use crate::memory::{self, Part};
+use crate::model::assembly::{self, Parts};
 use crate::model::config::Config;
-use crate::model::decoder::{Block, Decoder, Linear};
-use crate::model::rope::Rope;
-use crate::packed::{self, FormatSpec, PackedLinear, dense::Dense};
+use crate::model::decoder::Decoder;
+use crate::model::kernels::Kernels;
+use crate::packed::{self, FormatSpec, PackedLinear};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
+
+pub use crate::model::assembly::{
+    ATTENTION_NORM, EMBEDDING, FINAL_NORM, HEAD, MLP_NORM, module, weight_name,
+};
 
 /// Raised when the layout changes.
 pub const VERSION: u32 = 1;
@@ -99,9 +103,9 @@ pub struct Loaded {
 
 const DAMAGED: &str = "the file is damaged or from another version; quantize again";
 
-/// Copies a packed model into owned buffers on `device`, with RoPE tables for `positions`. The
+/// Copies a packed model into owned buffers of a device, with RoPE tables for `positions`. The
 /// file is mapped while it is read and unmapped before this returns.
-pub fn load(path: &Path, positions: usize, device: &Device) -> Result<Loaded> {
+pub fn load(path: &Path, positions: usize, kernels: &Arc<dyn Kernels>) -> Result<Loaded> {
     let file = std::fs::File::open(path).map_err(|e| {
         Error::io(
             path,
@@ -140,9 +144,9 @@ pub fn load(path: &Path, positions: usize, device: &Device) -> Result<Loaded> {
         path,
         views,
         header: &header,
-        device,
+        kernels,
     };
-    let decoder = reader.decoder(positions)?;
+    let decoder = assembly::decoder(&header.config, positions, kernels, &reader)?;
     Ok(Loaded { decoder, header })
 }
 
@@ -150,7 +154,7 @@ struct Reader<'a> {
     path: &'a Path,
     views: SafeTensors<'a>,
     header: &'a Header,
-    device: &'a Device,
+    kernels: &'a Arc<dyn Kernels>,
 }
 
 impl Reader<'_> {
@@ -165,15 +169,12 @@ impl Reader<'_> {
             })
         })?;
         let dtype = DType::try_from(view.dtype())?;
-        Ok(Tensor::from_raw_buffer(
-            view.data(),
-            dtype,
-            view.shape(),
-            self.device,
-        )?)
+        self.kernels.upload(view.data(), dtype, view.shape())
     }
+}
 
-    fn f16(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+impl Parts for Reader<'_> {
+    fn half(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let tensor = self.tensor(name)?;
         if tensor.dtype() != DType::F16 || tensor.dims() != shape {
             return Err(Error::from(TensorFault {
@@ -187,7 +188,7 @@ impl Reader<'_> {
         Ok(tensor)
     }
 
-    fn linear(&self, module: &str, shape: (usize, usize)) -> Result<Linear> {
+    fn weight(&self, module: &str, shape: (usize, usize)) -> Result<Box<dyn PackedLinear>> {
         let spec = self.header.linears.get(module).ok_or_else(|| {
             Error::from(TensorFault {
                 path: self.path.into(),
@@ -197,10 +198,8 @@ impl Reader<'_> {
                 next: DAMAGED.into(),
             })
         })?;
-        let weight = memory::scope(Part::Weights, || {
-            packed::load(spec, shape, &mut |name| {
-                self.tensor(&format!("{module}.{name}"))
-            })
+        packed::load(spec, shape, &mut |name| {
+            self.tensor(&format!("{module}.{name}"))
         })
         .map_err(|error| match error {
             // The format knows its tensors by their role only.
@@ -210,75 +209,14 @@ impl Reader<'_> {
                 Error::Tensor(fault)
             }
             other => other,
-        })?;
-        let bias_name = format!("{module}.bias");
-        let bias = match self.views.tensor(&bias_name) {
-            Ok(_) => Some(self.f16(&bias_name, &[shape.0])?),
-            Err(_) => None,
-        };
-        Ok(Linear {
-            weight: weight.into(),
-            bias,
         })
     }
 
-    fn decoder(&self, positions: usize) -> Result<Decoder> {
-        let config = &self.header.config;
-        memory::scope(Part::Embeddings, || {
-            let (hidden, vocab) = (config.hidden_size, config.vocab_size);
-            let embedding = Arc::new(Dense::from_tensor(self.f16(EMBEDDING, &[vocab, hidden])?)?);
-            let head: Arc<dyn PackedLinear> = if config.tied_head {
-                embedding.clone()
-            } else {
-                Arc::new(Dense::from_tensor(self.f16(HEAD, &[vocab, hidden])?)?)
-            };
-            let (q_width, kv_width) = (
-                config.heads * config.head_dim,
-                config.kv_heads * config.head_dim,
-            );
-            let ffn = config.intermediate_size;
-            let blocks = (0..config.layers)
-                .map(|layer| {
-                    let linear = |name: &str, shape| self.linear(&module(layer, name), shape);
-                    let norm = |name: &str| self.f16(&weight_name(&module(layer, name)), &[hidden]);
-                    Ok(Block {
-                        attention_norm: norm(ATTENTION_NORM)?,
-                        q: linear("self_attn.q_proj", (q_width, hidden))?,
-                        k: linear("self_attn.k_proj", (kv_width, hidden))?,
-                        v: linear("self_attn.v_proj", (kv_width, hidden))?,
-                        o: linear("self_attn.o_proj", (hidden, q_width))?,
-                        mlp_norm: norm(MLP_NORM)?,
-                        gate: linear("mlp.gate_proj", (ffn, hidden))?,
-                        up: linear("mlp.up_proj", (ffn, hidden))?,
-                        down: linear("mlp.down_proj", (hidden, ffn))?,
-                    })
-                })
-                .collect::<Result<_>>()?;
-            Ok(Decoder {
-                config: config.clone(),
-                embedding,
-                head,
-                final_norm: self.f16(FINAL_NORM, &[hidden])?,
-                blocks,
-                rope: Rope::new(config, positions, self.device)?,
-                device: self.device.clone(),
-            })
-        })
+    fn bias(&self, module: &str, n_out: usize) -> Result<Option<Tensor>> {
+        let name = format!("{module}.bias");
+        match self.views.tensor(&name) {
+            Ok(_) => self.half(&name, &[n_out]).map(Some),
+            Err(_) => Ok(None),
+        }
     }
-}
-
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-pub const HEAD: &str = "lm_head.weight";
-pub const FINAL_NORM: &str = "model.norm.weight";
-pub const ATTENTION_NORM: &str = "input_layernorm";
-pub const MLP_NORM: &str = "post_attention_layernorm";
-
-/// Hugging Face name of a module of a block.
-pub fn module(layer: usize, name: &str) -> String {
-    format!("model.layers.{layer}.{name}")
-}
-
-/// Hugging Face name of a module's weight.
-pub fn weight_name(module: &str) -> String {
-    format!("{module}.weight")
 }

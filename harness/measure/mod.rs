@@ -1,5 +1,9 @@
 //! What is measured, and how numbers become statistics.
 
+pub mod meter;
+pub mod nvml;
 pub mod quality;
+pub mod roofline;
 pub mod speed;
 pub mod stats;
+pub mod telemetry;

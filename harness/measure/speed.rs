@@ -1,10 +1,8 @@
 //! Wall time of prefill and decode.
 
 use crate::memory::{self, Part};
-use crate::model::decoder::{Decoder, with_f32};
-use crate::model::kv_cache::KvCache;
+use crate::model::generate::Generator;
 use crate::{Error, Result};
-use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
@@ -79,61 +77,32 @@ pub enum Phase {
 
 /// Runs the workload once. Times are wall clock with the device idle at both ends.
 pub fn run_once(
-    decoder: &Decoder,
-    cache: &mut KvCache,
+    generator: &mut Generator,
     workload: &Workload,
-    at: &mut dyn FnMut(Phase),
+    at: &mut dyn FnMut(Phase) -> Result<()>,
 ) -> Result<Sample> {
-    cache.clear();
-    let (batch, prompt) = (workload.batch(), workload.prompt_tokens());
-    let ids = memory::scope(Part::Other, || {
-        let flat: Vec<u32> = workload.prompts.concat();
-        Tensor::from_vec(flat, (batch, prompt), &decoder.device)
-    })?;
-    decoder.device.synchronize()?;
+    let kernels = generator.decoder().kernels.clone();
+    let ids = memory::scope(Part::Other, || workload.prompts.concat());
+    kernels.synchronize()?;
 
     let start = Instant::now();
-    let logits = decoder.prefill(&ids, cache)?;
-    decoder.device.synchronize()?;
+    let logits = generator.prefill(&ids, workload.batch())?;
+    kernels.synchronize()?;
     let prefill_s = start.elapsed().as_secs_f64();
-    let mut next = greedy(&logits, decoder)?;
+    generator.choose(&logits)?;
+    kernels.synchronize()?;
     let ttft_s = start.elapsed().as_secs_f64();
     drop(logits);
-    at(Phase::Prefilled);
+    at(Phase::Prefilled)?;
 
     let start = Instant::now();
-    for _ in 0..workload.generated_tokens {
-        let logits = decoder.step(&next, cache)?;
-        next = greedy(&logits, decoder)?;
-    }
-    decoder.device.synchronize()?;
+    generator.decode(workload.generated_tokens)?;
+    kernels.synchronize()?;
     let decode_s = start.elapsed().as_secs_f64();
-    at(Phase::Decoded);
+    at(Phase::Decoded)?;
     Ok(Sample {
         prefill_s,
         ttft_s,
         decode_s,
-    })
-}
-
-/// The most probable token of each row, as the next step's input `[batch, 1]`.
-fn greedy(logits: &Tensor, decoder: &Decoder) -> Result<Tensor> {
-    let (batch, vocab) = logits.dims2()?;
-    let best: Vec<u32> = with_f32(logits, |values| {
-        Ok(values
-            .chunks_exact(vocab)
-            .map(|row| {
-                let mut best = 0;
-                for (i, x) in row.iter().enumerate() {
-                    if *x > row[best] {
-                        best = i;
-                    }
-                }
-                best as u32
-            })
-            .collect())
-    })?;
-    memory::scope(Part::Other, || {
-        Ok(Tensor::from_vec(best, (batch, 1), &decoder.device)?)
     })
 }

@@ -1,15 +1,14 @@
 //! The Llama-family decoder, written once over [`PackedLinear`]: RMSNorm, rotary attention with
 //! grouped queries, SwiGLU. It knows no precision and no device.
 
-use super::attention::Attention;
 use super::config::Config;
+use super::kernels::{Kernels, Placing, Projected};
 use super::kv_cache::{KvCache, KvPrecision, KvShape, LayerCache};
 use super::rope::Rope;
-use super::swiglu::SwiGlu;
 use crate::memory::{self, Part};
 use crate::packed::PackedLinear;
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
 /// A linear of a block: packed weight and, for some families, a bias `[n_out]` (F16).
@@ -17,17 +16,6 @@ use std::sync::Arc;
 pub struct Linear {
     pub weight: Arc<dyn PackedLinear>,
     pub bias: Option<Tensor>,
-}
-
-impl Linear {
-    /// `[rows, k_in]` → `[rows, n_out]`, F32.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.weight.forward(x)?;
-        match &self.bias {
-            Some(bias) => Ok(y.broadcast_add(&bias.to_dtype(DType::F32)?)?),
-            None => Ok(y),
-        }
-    }
 }
 
 /// One decoder block. Norm gains are `[hidden]` F16.
@@ -48,54 +36,41 @@ pub struct Block {
 pub struct Shared<'a> {
     pub config: &'a Config,
     pub rope: &'a Rope,
+    pub kernels: &'a dyn Kernels,
 }
 
 impl Block {
-    /// Adds this block's contribution to the residual stream `x`, `[batch, tokens, hidden]` F32,
-    /// whose first token stands at `position`; keys and values go into `cache`.
+    /// Adds this block's contribution to the residual stream `x`, `[batch · tokens, hidden]` F32,
+    /// sequence after sequence, whose first tokens stand at `position`; keys and values go into
+    /// `cache`.
     pub fn forward(
         &self,
-        x: &Tensor,
+        x: Tensor,
+        batch: usize,
         shared: &Shared,
         cache: &LayerCache,
         position: usize,
     ) -> Result<Tensor> {
-        let config = shared.config;
-        let (batch, tokens, hidden) = x.dims3()?;
-        let rows = batch * tokens;
-        let x = x.reshape((rows, hidden))?;
-
-        let h = rms_norm(&x, &self.attention_norm, config.rms_norm_eps)?;
-        let heads = |y: Tensor, n: usize| y.reshape((batch, tokens, n, config.head_dim));
-        let q = heads(self.q.forward(&h)?, config.heads)?;
-        let k = heads(self.k.forward(&h)?, config.kv_heads)?;
-        let v = heads(self.v.forward(&h)?, config.kv_heads)?;
+        let (config, kernels) = (shared.config, shared.kernels);
+        let placing = Placing {
+            rope: shared.rope,
+            batch,
+            tokens: x.dim(0)? / batch,
+            head_dim: config.head_dim,
+            position,
+        };
+        let h = kernels.rms_norm(&x, &self.attention_norm, config.rms_norm_eps)?;
+        let [q, k, v] = outputs(kernels.linears(&[&self.q, &self.k, &self.v], &h)?)?;
         drop(h);
-        let q = shared.rope.rotate(&q, position)?;
-        let k = shared.rope.rotate(&k, position)?;
-        cache.append(&k, &v, position)?;
-        drop((k, v));
-        let attended = q.apply_op3_no_bwd(
-            &cache.k,
-            &cache.v,
-            &Attention {
-                position,
-                scale: 1.0 / (config.head_dim as f32).sqrt(),
-            },
-        )?;
-        drop(q);
-        let attended = attended.reshape((rows, config.heads * config.head_dim))?;
-        let x = (x + self.o.forward(&attended)?)?;
+        let attended = kernels.attend(Projected { q, k, v }, cache, &placing)?;
+        let x = kernels.add_linear(x, &self.o, &attended)?;
         drop(attended);
 
-        let h = rms_norm(&x, &self.mlp_norm, config.rms_norm_eps)?;
-        let gate = self.gate.forward(&h)?;
-        let up = self.up.forward(&h)?;
+        let h = kernels.rms_norm(&x, &self.mlp_norm, config.rms_norm_eps)?;
+        let [gate, up] = outputs(kernels.linears(&[&self.gate, &self.up], &h)?)?;
         drop(h);
-        let h = gate.apply_op2_no_bwd(&up, &SwiGlu)?;
-        drop((gate, up));
-        let x = (x + self.down.forward(&h)?)?;
-        Ok(x.reshape((batch, tokens, hidden))?)
+        let h = kernels.swiglu(gate, up)?;
+        kernels.add_linear(x, &self.down, &h)
     }
 
     /// The seven linears in a fixed order.
@@ -106,10 +81,14 @@ impl Block {
     }
 }
 
-/// `x / sqrt(mean(x²) + eps) * gain`, per row.
-pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
-    let gain = gain.to_dtype(x.dtype())?;
-    Ok(candle_nn::ops::rms_norm(x, &gain, eps as f32)?)
+/// As many tensors as were asked for.
+fn outputs<const N: usize>(tensors: Vec<Tensor>) -> Result<[Tensor; N]> {
+    tensors.try_into().map_err(|t: Vec<Tensor>| {
+        Error::unsupported(
+            format!("a device gave {} outputs for {N} linears", t.len()),
+            "report this defect",
+        )
+    })
 }
 
 /// A whole model, ready to run.
@@ -121,15 +100,8 @@ pub struct Decoder {
     pub final_norm: Tensor,
     pub blocks: Vec<Block>,
     pub rope: Rope,
-    pub device: Device,
+    pub kernels: Arc<dyn Kernels>,
 }
-
-/// Tokens per prefill step: bounds activations whatever the prompt's length.
-pub const PREFILL_CHUNK: usize = 256;
-
-/// Rows of logits made at a time when every position is scored: bounds them for large
-/// vocabularies.
-pub const LOGIT_ROWS: usize = 32;
 
 impl Decoder {
     /// A cache for `batch` sequences of up to `capacity` positions.
@@ -150,11 +122,11 @@ impl Decoder {
             kv_heads: self.config.kv_heads,
             head_dim: self.config.head_dim,
         };
-        KvCache::new(shape, kv, &self.device)
+        KvCache::new(shape, kv, self.kernels.as_ref())
     }
 
     /// Final hidden states (normalized) of `ids`, `[batch, tokens]` U32, appended to `cache`:
-    /// `[batch, tokens, hidden]` F32.
+    /// `[batch, tokens, hidden]`.
     ///
     /// Runs `ids` in one piece; callers with many tokens go through [`Decoder::prefill`] or
     /// [`Decoder::score`].
@@ -172,46 +144,47 @@ impl Decoder {
                     "ask for a longer cache",
                 ));
             }
+            let kernels = self.kernels.as_ref();
             let shared = Shared {
                 config: &self.config,
                 rope: &self.rope,
+                kernels,
             };
-            let mut x = self.embed(ids)?;
+            kernels.seek(position)?;
+            let mut x = kernels.embed(&self.embedding, ids)?;
             for (block, layer) in self.blocks.iter().zip(&cache.layers) {
-                x = block.forward(&x, &shared, layer, position)?;
+                x = block.forward(x, batch, &shared, layer, position)?;
             }
+            kernels.advance(tokens)?;
             cache.advance(tokens);
-            let x = x.reshape((batch * tokens, self.config.hidden_size))?;
-            let x = rms_norm(&x, &self.final_norm, self.config.rms_norm_eps)?;
-            Ok(x.reshape((batch, tokens, self.config.hidden_size))?)
+            let h = kernels.rms_norm(&x, &self.final_norm, self.config.rms_norm_eps)?;
+            Ok(h.reshape((batch, tokens, self.config.hidden_size))?)
         })
     }
 
-    /// Rows of the embedding, `[batch, tokens, hidden]` F32.
-    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        let (batch, tokens) = ids.dims2()?;
-        let rows = self
-            .embedding
-            .codes()
-            .index_select(&ids.flatten_all()?, 0)?
-            .to_dtype(DType::F32)?;
-        Ok(rows.reshape((batch, tokens, self.config.hidden_size))?)
-    }
-
-    /// Logits of hidden rows: `[rows, hidden]` → `[rows, vocab]`, F32.
+    /// Logits of normalized rows: `[rows, hidden]` → `[rows, vocab]`, F32.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        memory::scope(Part::Activations, || self.head.forward(hidden))
+        memory::scope(Part::Activations, || {
+            self.kernels.logits(self.head.as_ref(), hidden)
+        })
     }
 
-    /// Runs a prompt, `[batch, tokens]`, in chunks, and returns the logits of its last position,
-    /// `[batch, vocab]`.
-    pub fn prefill(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        let (batch, tokens) = ids.dims2()?;
+    /// Runs prompts, `[batch][tokens]` flattened, in chunks, and returns the logits of their last
+    /// positions, `[batch, vocab]`.
+    pub fn prefill(&self, ids: &[u32], batch: usize, cache: &mut KvCache) -> Result<Tensor> {
+        let tokens = ids.len() / batch.max(1);
+        let step = self.kernels.chunk_tokens(batch);
         let mut last = None;
-        for start in (0..tokens).step_by(PREFILL_CHUNK) {
-            let n = PREFILL_CHUNK.min(tokens - start);
-            let chunk = ids.narrow(1, start, n)?.contiguous()?;
-            last = Some((self.hidden(&chunk, cache)?, n));
+        for start in (0..tokens).step_by(step) {
+            let n = step.min(tokens - start);
+            let chunk: Vec<u32> = ids
+                .chunks_exact(tokens)
+                .flat_map(|sequence| &sequence[start..start + n])
+                .copied()
+                .collect();
+            // The chunk before is not needed any more: its memory is this one's.
+            drop(last.take());
+            last = Some((self.hidden(&self.kernels.ids(&chunk, batch)?, cache)?, n));
         }
         let (hidden, n) = last.ok_or_else(|| {
             Error::usage(
@@ -222,6 +195,7 @@ impl Decoder {
         let hidden = memory::scope(Part::Activations, || {
             hidden
                 .narrow(1, n - 1, 1)?
+                .contiguous()?
                 .reshape((batch, self.config.hidden_size))
         })?;
         self.logits(&hidden)
@@ -235,7 +209,7 @@ impl Decoder {
     }
 
     /// Logits of every position of one sequence, handed to `sink(first_row, rows)` in pieces of
-    /// at most [`LOGIT_ROWS`] rows of `vocab` values.
+    /// at most [`Kernels::logit_rows`] rows of `vocab` values.
     pub fn score(
         &self,
         ids: &[u32],
@@ -243,15 +217,14 @@ impl Decoder {
         sink: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
         cache.clear();
-        for (c, chunk) in ids.chunks(PREFILL_CHUNK).enumerate() {
-            let input = memory::scope(Part::Other, || {
-                Tensor::from_slice(chunk, (1, chunk.len()), &self.device)
-            })?;
+        let (tokens, logit_rows) = (self.kernels.chunk_tokens(1), self.kernels.logit_rows());
+        for (c, chunk) in ids.chunks(tokens).enumerate() {
+            let input = self.kernels.ids(chunk, 1)?;
             let hidden = self.hidden(&input, cache)?.squeeze(0)?;
-            for start in (0..chunk.len()).step_by(LOGIT_ROWS) {
-                let rows = LOGIT_ROWS.min(chunk.len() - start);
+            for start in (0..chunk.len()).step_by(logit_rows) {
+                let rows = logit_rows.min(chunk.len() - start);
                 let logits = self.logits(&hidden.narrow(0, start, rows)?.contiguous()?)?;
-                with_f32(&logits, |values| sink(c * PREFILL_CHUNK + start, values))?;
+                with_f32(&logits, |values| sink(c * tokens + start, values))?;
             }
         }
         Ok(())

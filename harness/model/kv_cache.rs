@@ -1,7 +1,9 @@
 //! Keys and values of past positions, preallocated for the length of the test.
 
-use crate::{Error, Result, memory};
-use candle_core::{DType, Device, Tensor};
+use super::kernels::Kernels;
+use crate::device::{Buffer, Claim};
+use crate::{Error, Result};
+use candle_core::{DType, Tensor};
 
 /// Precision of the cache: an axis of its own, independent of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,8 @@ impl KvPrecision {
 pub struct LayerCache {
     pub k: Tensor,
     pub v: Tensor,
+    /// Counts the tensors for as long as they live, where an allocator does not.
+    _claims: Vec<Claim>,
 }
 
 /// The cache of all layers; every sequence of a batch has the same length.
@@ -63,22 +67,11 @@ pub struct KvShape {
 }
 
 impl KvCache {
-    pub fn new(shape: KvShape, precision: KvPrecision, device: &Device) -> Result<Self> {
-        memory::scope(memory::Part::KvCache, || {
-            let dims = (shape.batch, shape.capacity, shape.kv_heads, shape.head_dim);
-            let layers = (0..shape.layers)
-                .map(|_| {
-                    Ok(LayerCache {
-                        k: Tensor::zeros(dims, precision.dtype, device)?,
-                        v: Tensor::zeros(dims, precision.dtype, device)?,
-                    })
-                })
-                .collect::<Result<_>>()?;
-            Ok(KvCache {
-                layers,
-                capacity: shape.capacity,
-                len: 0,
-            })
+    pub fn new(shape: KvShape, precision: KvPrecision, kernels: &dyn Kernels) -> Result<Self> {
+        Ok(KvCache {
+            layers: kernels.kv_cache(shape, precision)?,
+            capacity: shape.capacity,
+            len: 0,
         })
     }
 
@@ -100,6 +93,11 @@ impl KvCache {
         self.len = 0;
     }
 
+    /// Forgets what stands at `len` and after it.
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// Makes `tokens` positions, written by all layers, visible.
     pub(super) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
@@ -114,6 +112,25 @@ impl KvCache {
 }
 
 impl LayerCache {
+    /// Over tensors that the allocator counts.
+    pub fn new(k: Tensor, v: Tensor) -> Self {
+        LayerCache {
+            k,
+            v,
+            _claims: vec![],
+        }
+    }
+
+    /// Over device memory.
+    pub fn of_buffers(k: Buffer, v: Buffer) -> Self {
+        let ((k, k_claim), (v, v_claim)) = (k.into_parts(), v.into_parts());
+        LayerCache {
+            k,
+            v,
+            _claims: vec![k_claim, v_claim],
+        }
+    }
+
     /// Writes `k` and `v`, `[batch, tokens, kv_heads, head_dim]` F32, at position `at`.
     pub(super) fn append(&self, k: &Tensor, v: &Tensor, at: usize) -> Result<()> {
         let dtype = self.k.dtype();

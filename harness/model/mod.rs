@@ -1,11 +1,16 @@
 //! The model: one Llama-family decoder over packed linears, and where its weights come from.
 
+pub mod assembly;
 pub mod attention;
 pub mod config;
 pub mod decoder;
+pub mod generate;
+pub mod gpu;
+pub mod kernels;
 pub mod kv_cache;
 pub mod rope;
 mod simd;
 pub mod swiglu;
+pub mod synthetic;
 pub mod tokenizer;
 pub mod weights;

@@ -1,6 +1,7 @@
 //! Rotary position embedding tables (NeoX order: pairs `i, i + head_dim/2`).
 
 use super::config::{Config, RopeScaling};
+use super::kernels::Kernels;
 use crate::{Result, memory};
 use candle_core::{Device, Tensor};
 use std::f64::consts::PI;
@@ -12,14 +13,15 @@ pub struct Rope {
 }
 
 impl Rope {
-    pub fn new(config: &Config, positions: usize, device: &Device) -> Result<Self> {
+    pub fn new(config: &Config, positions: usize, kernels: &dyn Kernels) -> Result<Self> {
         memory::scope(memory::Part::Other, || {
             let freqs = inverse_frequencies(config);
             let table = |f: fn(f64) -> f64| {
                 let values: Vec<f32> = (0..positions)
                     .flat_map(|p| freqs.iter().map(move |w| f(p as f64 * w) as f32))
                     .collect();
-                Tensor::from_vec(values, (positions, freqs.len()), device)
+                let table = Tensor::from_vec(values, (positions, freqs.len()), &Device::Cpu)?;
+                kernels.place(table)
             };
             Ok(Rope {
                 cos: table(f64::cos)?,

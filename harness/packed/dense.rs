@@ -2,13 +2,23 @@
 
 use super::cpu::isa::Isa;
 use super::cpu::rows::{Element, Elements, Scales};
+use super::gpu::{GpuWeight, ManyRows};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, mismatch,
-    not_on_cpu, take, with_slice,
+    not_on_cpu, random, take, with_slice,
 };
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
+
+/// What a file records about a matrix of this type.
+pub fn spec(dtype: DType) -> FormatSpec {
+    FormatSpec {
+        format: dtype.as_str().into(),
+        bits: 8 * dtype.size_in_bytes() as u32,
+        group_size: 0,
+    }
+}
 
 /// A weight in full or half precision.
 pub struct Dense {
@@ -66,11 +76,7 @@ impl PackedLinear for Dense {
     }
 
     fn spec(&self) -> FormatSpec {
-        FormatSpec {
-            format: self.codes.dtype().as_str().into(),
-            bits: 8 * self.codes.dtype().size_in_bytes() as u32,
-            group_size: 0,
-        }
+        spec(self.codes.dtype())
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -107,10 +113,61 @@ impl PackedLinear for Dense {
     fn kernel(&self, rows: usize) -> String {
         cpu::kernel_name(rows)
     }
+
+    fn gpu(&self) -> Option<GpuWeight<'_>> {
+        let (name, many_rows) = match self.codes.dtype() {
+            DType::F16 => ("f16", ManyRows::Library),
+            DType::BF16 => ("bf16", ManyRows::Fused),
+            _ => ("f32", ManyRows::Fused),
+        };
+        Some(GpuWeight {
+            name,
+            codes: &self.codes,
+            scales: None,
+            zeros: None,
+            scales_per_row: 0,
+            group: self.shape.1,
+            many_rows,
+        })
+    }
+}
+
+/// Normal numbers of F32, F16 or BF16 with a standard deviation of `1 / sqrt(k_in)`,
+/// `[n_out, k_in]`; see [`super::Format::random`].
+///
+/// # Errors
+/// A shape that cannot be addressed.
+pub fn random_codes(dtype: DType, shape: (usize, usize), seed: u64) -> Result<Tensor> {
+    check_shape(shape)?;
+    let (len, deviation) = (shape.0 * shape.1, random::deviation(shape.1));
+    Ok(match dtype {
+        DType::F32 => {
+            let values = random::normals(len, deviation, seed, |x| x);
+            Tensor::from_vec(values, shape, &Device::Cpu)?
+        }
+        DType::F16 => {
+            let values = random::normals(len, deviation, seed, f16::from_f32);
+            Tensor::from_vec(values, shape, &Device::Cpu)?
+        }
+        _ => {
+            let values = random::normals(len, deviation, seed, bf16::from_f32);
+            Tensor::from_vec(values, shape, &Device::Cpu)?
+        }
+    })
 }
 
 /// Loads [`Dense`].
 pub struct Format;
+
+/// The type that a spec names, if it is one of ours.
+fn dtype_of(spec: &FormatSpec) -> Result<DType> {
+    match (spec.format.as_str(), spec.bits, spec.group_size) {
+        ("f32", 32, 0) => Ok(DType::F32),
+        ("f16", 16, 0) => Ok(DType::F16),
+        ("bf16", 16, 0) => Ok(DType::BF16),
+        _ => Err(bad_spec(spec, "its own bits and group size 0")),
+    }
+}
 
 impl super::Format for Format {
     fn names(&self) -> &'static [&'static str] {
@@ -123,14 +180,19 @@ impl super::Format for Format {
         shape: (usize, usize),
         tensors: &mut Tensors,
     ) -> Result<Box<dyn PackedLinear>> {
-        let dtype = match (spec.format.as_str(), spec.bits, spec.group_size) {
-            ("f32", 32, 0) => DType::F32,
-            ("f16", 16, 0) => DType::F16,
-            ("bf16", 16, 0) => DType::BF16,
-            _ => return Err(bad_spec(spec, "its own bits and group size 0")),
-        };
+        let dtype = dtype_of(spec)?;
         check_shape(shape)?;
         let codes = take(tensors, "codes", dtype, &[shape.0, shape.1])?;
+        Ok(Box::new(Dense { codes, shape }))
+    }
+
+    fn random(
+        &self,
+        spec: &FormatSpec,
+        shape: (usize, usize),
+        seed: u64,
+    ) -> Result<Box<dyn PackedLinear>> {
+        let codes = random_codes(dtype_of(spec)?, shape, seed)?;
         Ok(Box::new(Dense { codes, shape }))
     }
 }

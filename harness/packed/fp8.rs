@@ -7,9 +7,10 @@
 
 use super::cpu::isa::Isa;
 use super::cpu::rows::{Element, Elements, Scales};
+use super::gpu::{GpuWeight, ManyRows};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, mismatch,
-    not_on_cpu, take, with_slice,
+    not_on_cpu, random, take, with_slice,
 };
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
@@ -40,6 +41,23 @@ impl Kind {
             Kind::E4m3 => 448.0,
             Kind::E5m2 => 57344.0,
         }
+    }
+
+    /// What a file records about a matrix of these numbers.
+    pub fn spec(self) -> FormatSpec {
+        FormatSpec {
+            format: self.name().into(),
+            bits: 8,
+            group_size: -1,
+        }
+    }
+
+    /// The kind that a spec names, if it is one of ours.
+    fn of(spec: &FormatSpec) -> Result<Kind> {
+        Kind::ALL
+            .into_iter()
+            .find(|kind| kind.spec() == *spec)
+            .ok_or_else(|| bad_spec(spec, "8 bits and group size -1"))
     }
 
     /// Code of the largest number; greater ones, without the sign, are no numbers.
@@ -153,9 +171,33 @@ impl Fp8 {
         })
     }
 
-    fn slices<R>(&self, f: impl FnOnce(&[u8], &[f32]) -> Result<R>) -> Result<R> {
+    /// The weight made of stored `codes` and `scales`.
+    pub(super) fn load(kind: Kind, shape: (usize, usize), tensors: &mut Tensors) -> Result<Self> {
+        check_shape(shape)?;
+        let codes = take(tensors, "codes", DType::U8, &[shape.0, shape.1])?;
+        let scales = take(tensors, "scales", DType::F32, &[shape.0])?;
+        Self::checked(kind, codes, scales, shape)
+    }
+
+    pub(super) fn slices<R>(&self, f: impl FnOnce(&[u8], &[f32]) -> Result<R>) -> Result<R> {
         with_slice("codes", &self.codes, |codes| {
             with_slice("scales", &self.scales, |scales| f(codes, scales))
+        })
+    }
+
+    /// A weight that nobody trained; see [`super::Format::random`].
+    pub(super) fn random(kind: Kind, shape: (usize, usize), seed: u64) -> Result<Self> {
+        check_shape(shape)?;
+        let is_number = |code: u8| code & 0x7f <= kind.max_code();
+        let codes = random::bytes(shape.0 * shape.1, seed, is_number);
+        let squares = (0..=kind.max_code()).map(|code| kind.decode(code).powi(2));
+        let mean_square = squares.sum::<f32>() / (f32::from(kind.max_code()) + 1.0);
+        let scales = vec![random::deviation(shape.1) / mean_square.sqrt(); shape.0];
+        Ok(Fp8 {
+            kind,
+            codes: Tensor::from_vec(codes, shape, &Device::Cpu)?,
+            scales: Tensor::from_vec(scales, shape.0, &Device::Cpu)?,
+            shape,
         })
     }
 }
@@ -166,11 +208,7 @@ impl PackedLinear for Fp8 {
     }
 
     fn spec(&self) -> FormatSpec {
-        FormatSpec {
-            format: self.kind.name().into(),
-            bits: 8,
-            group_size: -1,
-        }
+        self.kind.spec()
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -211,6 +249,21 @@ impl PackedLinear for Fp8 {
     fn kernel(&self, rows: usize) -> String {
         cpu::kernel_name(rows)
     }
+
+    fn gpu(&self) -> Option<GpuWeight<'_>> {
+        Some(GpuWeight {
+            name: match self.kind {
+                Kind::E4m3 => "e4m3",
+                Kind::E5m2 => "e5m2",
+            },
+            codes: &self.codes,
+            scales: Some(&self.scales),
+            zeros: None,
+            scales_per_row: 1,
+            group: self.shape.1,
+            many_rows: ManyRows::Dequantize,
+        })
+    }
 }
 
 /// Loads [`Fp8`].
@@ -227,19 +280,21 @@ impl super::Format for Format {
         shape: (usize, usize),
         tensors: &mut Tensors,
     ) -> Result<Box<dyn PackedLinear>> {
-        let kind = Kind::ALL.into_iter().find(|k| k.name() == spec.format);
-        let (Some(kind), 8, -1) = (kind, spec.bits, spec.group_size) else {
-            return Err(bad_spec(spec, "8 bits and group size -1"));
-        };
-        check_shape(shape)?;
-        let codes = take(tensors, "codes", DType::U8, &[shape.0, shape.1])?;
-        let scales = take(tensors, "scales", DType::F32, &[shape.0])?;
-        Ok(Box::new(Fp8::checked(kind, codes, scales, shape)?))
+        Ok(Box::new(Fp8::load(Kind::of(spec)?, shape, tensors)?))
+    }
+
+    fn random(
+        &self,
+        spec: &FormatSpec,
+        shape: (usize, usize),
+        seed: u64,
+    ) -> Result<Box<dyn PackedLinear>> {
+        Ok(Box::new(Fp8::random(Kind::of(spec)?, shape, seed)?))
     }
 }
 
 #[derive(Clone, Copy)]
-struct E4m3;
+pub(super) struct E4m3;
 
 impl Element for E4m3 {
     type Code = u8;

@@ -10,9 +10,10 @@
 
 use super::cpu::isa::Isa;
 use super::cpu::rows::Rows;
+use super::gpu::{GpuWeight, ManyRows};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, mismatch,
-    not_on_cpu, take, with_slice,
+    not_on_cpu, random, take, with_slice,
 };
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
@@ -20,6 +21,15 @@ use half::f16;
 
 /// Codes of these widths exist.
 pub const BITS: [u32; 4] = [2, 3, 4, 8];
+
+/// What a file records about a matrix of such codes; `group_size` as in [`FormatSpec`].
+pub fn spec(bits: u32, group_size: i64) -> FormatSpec {
+    FormatSpec {
+        format: "uint-grouped".into(),
+        bits,
+        group_size,
+    }
+}
 
 /// How a matrix is cut into groups, and what that takes to store.
 #[derive(Debug, Clone, Copy)]
@@ -36,13 +46,8 @@ impl Layout {
     fn new(bits: u32, group_size: i64, shape: (usize, usize)) -> Result<Self> {
         let group = group_size == -1 || (group_size >= 8 && group_size % 8 == 0);
         if !BITS.contains(&bits) || !group {
-            let spec = FormatSpec {
-                format: "uint-grouped".into(),
-                bits,
-                group_size,
-            };
             let expected = "2, 3, 4 or 8 bits and a group size of -1 or a multiple of 8";
-            return Err(bad_spec(&spec, expected));
+            return Err(bad_spec(&spec(bits, group_size), expected));
         }
         check_shape(shape)?;
         Ok(Self {
@@ -128,7 +133,7 @@ impl Grouped {
             layout,
             codes: Tensor::from_vec(packed, (n_out, layout.row_bytes()), device)?,
             scales: Tensor::from_slice(scales, (n_out, groups), device)?,
-            zeros: Tensor::from_vec(packed_zeros, layout.zero_bytes(), device)?,
+            zeros: Tensor::from_vec(packed_zeros, layout.zero_bytes(), &Device::Cpu)?,
         })
     }
 
@@ -153,11 +158,7 @@ impl PackedLinear for Grouped {
     }
 
     fn spec(&self) -> FormatSpec {
-        FormatSpec {
-            format: "uint-grouped".into(),
-            bits: self.layout.bits as u32,
-            group_size: self.layout.group_size,
-        }
+        spec(self.layout.bits as u32, self.layout.group_size)
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -208,6 +209,23 @@ impl PackedLinear for Grouped {
     fn kernel(&self, rows: usize) -> String {
         cpu::kernel_name(rows)
     }
+
+    fn gpu(&self) -> Option<GpuWeight<'_>> {
+        Some(GpuWeight {
+            name: match self.layout.bits {
+                2 => "u2",
+                3 => "u3",
+                4 => "u4",
+                _ => "u8",
+            },
+            codes: &self.codes,
+            scales: Some(&self.scales),
+            zeros: Some(&self.zeros),
+            scales_per_row: self.layout.groups(),
+            group: self.layout.group(),
+            many_rows: ManyRows::Dequantize,
+        })
+    }
 }
 
 /// Loads [`Grouped`].
@@ -232,6 +250,49 @@ impl super::Format for Format {
             scales: take(tensors, "scales", DType::F16, &[n_out, layout.groups()])?,
             zeros: take(tensors, "zeros", DType::U8, &[layout.zero_bytes()])?,
         }))
+    }
+
+    /// Zero points are one of the two codes in the middle, so that weights have no mean.
+    fn random(
+        &self,
+        spec: &FormatSpec,
+        shape: (usize, usize),
+        seed: u64,
+    ) -> Result<Box<dyn PackedLinear>> {
+        let layout = Layout::new(spec.bits, spec.group_size, shape)?;
+        let (n_out, k_in) = shape;
+        // All codes of a width are valid, so a row of them is a row of random bytes.
+        let mut codes = random::bytes(n_out * layout.row_bytes(), seed, |_| true);
+        clear_padding(&mut codes, layout);
+        let middle = 1u8 << (layout.bits - 1);
+        let mut zeros = random::bytes(n_out * layout.groups(), seed.wrapping_add(1), |_| true);
+        zeros.iter_mut().for_each(|z| *z = middle - (*z & 1));
+        let mut packed_zeros = vec![0; layout.zero_bytes()];
+        pack(&zeros, layout.bits, &mut packed_zeros);
+        // Variance of an even draw from 2^bits codes, whose mean is half a code from the zero.
+        let levels = (1u32 << layout.bits) as f32;
+        let mean_square = (levels * levels - 1.0) / 12.0 + 0.25;
+        let scale = f16::from_f32(random::deviation(k_in) / mean_square.sqrt());
+        let scales = vec![scale; n_out * layout.groups()];
+        Ok(Box::new(Grouped {
+            layout,
+            codes: Tensor::from_vec(codes, (n_out, layout.row_bytes()), &Device::Cpu)?,
+            scales: Tensor::from_vec(scales, (n_out, layout.groups()), &Device::Cpu)?,
+            zeros: Tensor::from_vec(packed_zeros, layout.zero_bytes(), &Device::Cpu)?,
+        }))
+    }
+}
+
+/// Zeroes what follows the last code of every row.
+fn clear_padding(codes: &mut [u8], layout: Layout) {
+    let used_bits = layout.shape.1 * layout.bits;
+    let row_bytes = layout.row_bytes();
+    if used_bits == 8 * row_bytes {
+        return;
+    }
+    for row in codes.chunks_mut(row_bytes) {
+        row[used_bits / 8] &= (1 << (used_bits % 8)) - 1;
+        row[used_bits / 8 + 1..].fill(0);
     }
 }
 

@@ -3,13 +3,23 @@
 
 use super::cpu::isa::Isa;
 use super::cpu::rows::{Element, Elements, Scales};
+use super::gpu::{GpuWeight, ManyRows};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, not_on_cpu,
-    take, with_slice,
+    random, take, with_slice,
 };
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
 use half::f16;
+
+/// What a file records about a matrix with one scale per output, or one for all.
+pub fn spec(per_row: bool) -> FormatSpec {
+    FormatSpec {
+        format: "int8".into(),
+        bits: 8,
+        group_size: if per_row { -1 } else { 0 },
+    }
+}
 
 /// A weight of symmetric 8-bit integers.
 pub struct Int8 {
@@ -49,9 +59,43 @@ impl Int8 {
         })
     }
 
-    fn slices<R>(&self, f: impl FnOnce(&[u8], &[f16]) -> Result<R>) -> Result<R> {
+    /// The weight made of stored `codes` and `scales`; one scale for all unless `per_row`.
+    pub(super) fn load(
+        per_row: bool,
+        shape: (usize, usize),
+        tensors: &mut Tensors,
+    ) -> Result<Self> {
+        check_shape(shape)?;
+        let codes = take(tensors, "codes", DType::U8, &[shape.0, shape.1])?;
+        let scales = if per_row { shape.0 } else { 1 };
+        let scales = take(tensors, "scales", DType::F16, &[scales])?;
+        Ok(Self {
+            codes,
+            scales,
+            shape,
+            per_row,
+        })
+    }
+
+    pub(super) fn slices<R>(&self, f: impl FnOnce(&[u8], &[f16]) -> Result<R>) -> Result<R> {
         with_slice("codes", &self.codes, |codes| {
             with_slice("scales", &self.scales, |scales| f(codes, scales))
+        })
+    }
+
+    /// A weight that nobody trained; see [`super::Format::random`].
+    pub(super) fn random(per_row: bool, shape: (usize, usize), seed: u64) -> Result<Self> {
+        check_shape(shape)?;
+        let codes = random::bytes(shape.0 * shape.1, seed, |code| code != i8::MIN as u8);
+        // Of a number drawn evenly from -n to n the mean square is n (n + 1) / 3.
+        let root_mean_square = (127.0f32 * 128.0 / 3.0).sqrt();
+        let scale = f16::from_f32(random::deviation(shape.1) / root_mean_square);
+        let scales = vec![scale; if per_row { shape.0 } else { 1 }];
+        Ok(Int8 {
+            codes: Tensor::from_vec(codes, shape, &Device::Cpu)?,
+            scales: Tensor::from_slice(&scales, scales.len(), &Device::Cpu)?,
+            shape,
+            per_row,
         })
     }
 }
@@ -62,11 +106,7 @@ impl PackedLinear for Int8 {
     }
 
     fn spec(&self) -> FormatSpec {
-        FormatSpec {
-            format: "int8".into(),
-            bits: 8,
-            group_size: if self.per_row { -1 } else { 0 },
-        }
+        spec(self.per_row)
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -106,10 +146,31 @@ impl PackedLinear for Int8 {
     fn kernel(&self, rows: usize) -> String {
         cpu::kernel_name(rows)
     }
+
+    fn gpu(&self) -> Option<GpuWeight<'_>> {
+        Some(GpuWeight {
+            name: "int8",
+            codes: &self.codes,
+            scales: Some(&self.scales),
+            zeros: None,
+            scales_per_row: usize::from(self.per_row),
+            group: self.shape.1,
+            many_rows: ManyRows::Dequantize,
+        })
+    }
 }
 
 /// Loads [`Int8`].
 pub struct Format;
+
+/// Whether a spec has one scale per output; else it has one for the matrix.
+fn per_row(spec: &FormatSpec) -> Result<bool> {
+    match (spec.bits, spec.group_size) {
+        (8, -1) => Ok(true),
+        (8, 0) => Ok(false),
+        _ => Err(bad_spec(spec, "8 bits and group size -1 or 0")),
+    }
+}
 
 impl super::Format for Format {
     fn names(&self) -> &'static [&'static str] {
@@ -122,21 +183,17 @@ impl super::Format for Format {
         shape: (usize, usize),
         tensors: &mut Tensors,
     ) -> Result<Box<dyn PackedLinear>> {
-        let per_row = match (spec.bits, spec.group_size) {
-            (8, -1) => true,
-            (8, 0) => false,
-            _ => return Err(bad_spec(spec, "8 bits and group size -1 or 0")),
-        };
-        check_shape(shape)?;
-        let codes = take(tensors, "codes", DType::U8, &[shape.0, shape.1])?;
-        let scales = if per_row { shape.0 } else { 1 };
-        let scales = take(tensors, "scales", DType::F16, &[scales])?;
-        Ok(Box::new(Int8 {
-            codes,
-            scales,
-            shape,
-            per_row,
-        }))
+        Ok(Box::new(Int8::load(per_row(spec)?, shape, tensors)?))
+    }
+
+    /// Codes are -127 to 127, as methods use them: symmetric, so that weights have no mean.
+    fn random(
+        &self,
+        spec: &FormatSpec,
+        shape: (usize, usize),
+        seed: u64,
+    ) -> Result<Box<dyn PackedLinear>> {
+        Ok(Box::new(Int8::random(per_row(spec)?, shape, seed)?))
     }
 }
 

@@ -9,19 +9,26 @@
 //! | `f32`, `f16`, `bf16` | 32, 16, 16 | `[N, K]` of that dtype | | |
 //! | `fp8-e4m3`, `fp8-e5m2` | 8 | U8 `[N, K]` | F32 `[N]` | |
 //! | `int8` | 8 | U8 `[N, K]` | F16 `[N]` or `[1]` | |
+//! | `fp8-e4m3-a8`, `int8-a8` | 8 | as `fp8-e4m3`, as `int8` per output; [`activations`] of 8 bits | | |
 //! | `uint-grouped` | 2, 3, 4, 8 | U8 `[N, ceil(K/8)·bits]` | F16 `[N, G]` | U8 `[ceil(N·G·bits/8)]` |
 //!
 //! A new format is its file, its `mod` and one line in [`FORMATS`]; `tests/kernels.rs` then asks
 //! for it by name.
 
+pub mod activations;
 pub mod cpu;
 pub mod dense;
 pub mod fp8;
+pub mod fp8_a8;
+pub mod gpu;
 pub mod grouped;
 pub mod int8;
+pub mod int8_a8;
+mod random;
 
 use crate::error::TensorFault;
 use crate::{Error, Result};
+use activations::Activations;
 use candle_core::{DType, Device, Storage, Tensor, WithDType};
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +65,12 @@ pub trait PackedLinear: Send + Sync {
     /// the instruction set alone, so results do not change with the number of threads.
     fn forward(&self, x: &Tensor) -> Result<Tensor>;
 
+    /// How [`PackedLinear::forward`] rounds the rows of `x` before it multiplies them; `None`
+    /// where it takes them as they are. Its oracle then multiplies rounded rows.
+    fn activations(&self) -> Option<Activations> {
+        None
+    }
+
     /// `W` as row-major F32 `[n_out, k_in]`: the oracle of [`PackedLinear::forward`].
     fn dequantize(&self) -> Result<Vec<f32>>;
 
@@ -66,6 +79,11 @@ pub trait PackedLinear: Send + Sync {
 
     /// Name of the kernel that [`PackedLinear::forward`] runs for this many rows.
     fn kernel(&self, rows: usize) -> String;
+
+    /// How kernels of a GPU read this weight; nothing where they cannot.
+    fn gpu(&self) -> Option<gpu::GpuWeight<'_>> {
+        None
+    }
 
     /// Bytes of all stored tensors.
     fn bytes(&self) -> usize {
@@ -96,13 +114,29 @@ pub trait Format: Sync {
         shape: (usize, usize),
         tensors: &mut Tensors,
     ) -> Result<Box<dyn PackedLinear>>;
+
+    /// A weight of `shape` `(n_out, k_in)` that nobody trained, made in its stored form: codes
+    /// uniform over those that are numbers (normal where a code is a number itself), scales such
+    /// that the weights have a standard deviation of `1 / sqrt(k_in)` around zero. Equal seeds
+    /// give equal bytes. Made on the CPU, in no more memory than the weight.
+    ///
+    /// # Errors
+    /// A spec that the format does not have.
+    fn random(
+        &self,
+        spec: &FormatSpec,
+        shape: (usize, usize),
+        seed: u64,
+    ) -> Result<Box<dyn PackedLinear>>;
 }
 
 /// Every format.
 pub const FORMATS: &[&dyn Format] = &[
     &dense::Format,
     &fp8::Format,
+    &fp8_a8::Format,
     &int8::Format,
+    &int8_a8::Format,
     &grouped::Format,
 ];
 
@@ -115,19 +149,33 @@ pub fn load(
     shape: (usize, usize),
     tensors: &mut Tensors,
 ) -> Result<Box<dyn PackedLinear>> {
-    match FORMATS
+    format_of(spec)?.load(spec, shape, tensors)
+}
+
+/// A random weight of any format, on the CPU; see [`Format::random`].
+///
+/// # Errors
+/// A format that is not in [`FORMATS`], besides those of [`Format::random`].
+pub fn random(
+    spec: &FormatSpec,
+    shape: (usize, usize),
+    seed: u64,
+) -> Result<Box<dyn PackedLinear>> {
+    format_of(spec)?.random(spec, shape, seed)
+}
+
+fn format_of(spec: &FormatSpec) -> Result<&'static dyn Format> {
+    FORMATS
         .iter()
         .find(|f| f.names().contains(&spec.format.as_str()))
-    {
-        Some(format) => format.load(spec, shape, tensors),
-        None => {
+        .copied()
+        .ok_or_else(|| {
             let names: Vec<_> = FORMATS.iter().flat_map(|f| f.names()).copied().collect();
-            Err(Error::unsupported(
+            Error::unsupported(
                 format!("weight format `{}`", spec.format),
                 format!("known formats: {}", names.join(", ")),
-            ))
-        }
-    }
+            )
+        })
 }
 
 /// A format whose bits or group size do not exist.

@@ -17,8 +17,8 @@ use super::{
     Calibration, Family, Group, LayerStats, Listed, Matrix, Member, Notes, QuantMethod, Role, count,
 };
 use crate::Result;
-use crate::packed::PackedLinear;
 use crate::packed::cpu::product_f32;
+use crate::packed::{FormatSpec, PackedLinear};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -185,6 +185,10 @@ impl QuantMethod for Awq {
         parameters.insert("clip_step".into(), json!(0.05));
         parameters.insert("objective".into(), json!("group output error from XtX"));
         parameters
+    }
+
+    fn spec(&self) -> FormatSpec {
+        self.spec.format()
     }
 
     fn calibration(&self) -> Calibration {

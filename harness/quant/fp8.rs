@@ -4,8 +4,8 @@
 
 use super::{Family, Group, LayerStats, Listed, Matrix, Notes, QuantMethod};
 use crate::Result;
-use crate::packed::PackedLinear;
 use crate::packed::fp8::{Fp8 as Packed, Kind};
+use crate::packed::{FormatSpec, PackedLinear};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -36,32 +36,29 @@ pub struct Fp8 {
     pub kind: Kind,
 }
 
-impl Fp8 {
-    /// The scale of a row: positive, such that no quotient exceeds the format's range.
-    fn scale(&self, row: &[f32]) -> f32 {
-        let largest = row.iter().fold(0f32, |m, w| m.max(w.abs()));
-        match largest {
-            0.0 => 1.0,
-            _ => (largest / self.kind.max()).max(f32::MIN_POSITIVE),
-        }
-    }
+/// Codes and scales of a weight, one scale per output channel.
+pub(super) fn encode(kind: Kind, weight: &Matrix) -> (Vec<u8>, Vec<f32>) {
+    let mut codes = vec![0u8; weight.data.len()];
+    let mut scales = vec![0f32; weight.rows];
+    codes
+        .par_chunks_mut(weight.cols)
+        .zip(&mut scales)
+        .zip(weight.data.par_chunks(weight.cols))
+        .for_each(|((codes, scale), row)| {
+            *scale = row_scale(kind, row);
+            for (code, w) in codes.iter_mut().zip(row) {
+                *code = kind.encode(w / *scale);
+            }
+        });
+    (codes, scales)
+}
 
-    fn pack(&self, weight: &Matrix) -> Result<Box<dyn PackedLinear>> {
-        let (rows, cols) = (weight.rows, weight.cols);
-        let mut codes = vec![0u8; rows * cols];
-        let mut scales = vec![0f32; rows];
-        codes
-            .par_chunks_mut(cols)
-            .zip(&mut scales)
-            .zip(weight.data.par_chunks(cols))
-            .for_each(|((codes, scale), row)| {
-                *scale = self.scale(row);
-                for (code, w) in codes.iter_mut().zip(row) {
-                    *code = self.kind.encode(w / *scale);
-                }
-            });
-        let packed = Packed::new(self.kind, &codes, &scales, (rows, cols))?;
-        Ok(Box::new(packed))
+/// The scale of a row: positive, such that no quotient exceeds the format's range.
+fn row_scale(kind: Kind, row: &[f32]) -> f32 {
+    let largest = row.iter().fold(0f32, |m, w| m.max(w.abs()));
+    match largest {
+        0.0 => 1.0,
+        _ => (largest / kind.max()).max(f32::MIN_POSITIVE),
     }
 }
 
@@ -86,12 +83,20 @@ impl QuantMethod for Fp8 {
         ])
     }
 
+    fn spec(&self) -> FormatSpec {
+        self.kind.spec()
+    }
+
     fn quantize(
         &self,
         group: &Group,
         _stats: Option<&LayerStats>,
         _notes: &mut Notes,
     ) -> Result<Vec<Box<dyn PackedLinear>>> {
-        group.pack_each(&self.id(), |member| self.pack(&member.weight))
+        group.pack_each(&self.id(), |member| {
+            let (codes, scales) = encode(self.kind, &member.weight);
+            let shape = (member.weight.rows, member.weight.cols);
+            Ok(Box::new(Packed::new(self.kind, &codes, &scales, shape)?))
+        })
     }
 }

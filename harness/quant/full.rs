@@ -3,7 +3,7 @@
 
 use super::{Family, Group, LayerStats, Listed, Notes, QuantMethod};
 use crate::Result;
-use crate::packed::{PackedLinear, dense::Dense};
+use crate::packed::{FormatSpec, PackedLinear, dense, dense::Dense};
 use candle_core::DType;
 use half::{bf16, f16};
 use serde_json::{Value, json};
@@ -67,6 +67,10 @@ impl QuantMethod for Full {
 
     fn parameters(&self) -> BTreeMap<String, Value> {
         BTreeMap::from([("dtype".into(), json!(self.dtype.as_str()))])
+    }
+
+    fn spec(&self) -> FormatSpec {
+        dense::spec(self.dtype)
     }
 
     /// [`Error::Quantize`](crate::Error::Quantize) for a weight beyond the range of the dtype

@@ -5,8 +5,8 @@
 //! codes are the best ones for the scale that the model will really use.
 
 use super::{Member, Parsed, QuantMethod};
-use crate::packed::PackedLinear;
-use crate::packed::grouped::Grouped;
+use crate::packed::grouped::{self, Grouped};
+use crate::packed::{FormatSpec, PackedLinear};
 use crate::{Error, Result};
 use half::f16;
 use rayon::prelude::*;
@@ -86,6 +86,11 @@ impl GridSpec {
             ("symmetric".into(), json!(false)),
             ("scale_dtype".into(), json!("f16")),
         ])
+    }
+
+    /// The form in which [`Rounded::pack`] stores a weight.
+    pub fn format(&self) -> FormatSpec {
+        grouped::spec(self.bits, self.group_size)
     }
 
     /// Weights of a whole group in a row of `k`.

@@ -6,7 +6,8 @@
 use super::grid::{stored_scale, too_large};
 use super::{Family, Group, LayerStats, Listed, Member, Notes, QuantMethod};
 use crate::Result;
-use crate::packed::{PackedLinear, int8::Int8 as Packed};
+use crate::packed::{FormatSpec, PackedLinear, int8, int8::Int8 as Packed};
+use half::f16;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -40,6 +41,23 @@ pub struct Int8 {
 /// The highest code; -128 is left unused, which keeps codes symmetric.
 const TOP: f32 = 127.0;
 
+/// Codes and scales of a weight, one scale per `part` of consecutive weights. `method` is for the
+/// error of a scale that exceeds FP16.
+pub(super) fn encode(member: &Member, part: usize, method: &str) -> Result<(Vec<i8>, Vec<f16>)> {
+    let weights = &member.weight.data;
+    let mut codes = Vec::with_capacity(weights.len());
+    let mut scales = Vec::new();
+    for part in weights.chunks(part) {
+        let largest = part.iter().fold(0f32, |m, w| m.max(w.abs()));
+        let scale = stored_scale(largest / TOP).ok_or_else(|| too_large(member, method))?;
+        scales.push(scale);
+        let scale = scale.to_f32();
+        let code = |w: &f32| (w / scale).round_ties_even().clamp(-TOP, TOP) as i8;
+        codes.extend(part.iter().map(code));
+    }
+    Ok((codes, scales))
+}
+
 impl Int8 {
     fn pack(&self, member: &Member) -> Result<Box<dyn PackedLinear>> {
         let weight = &member.weight;
@@ -48,17 +66,7 @@ impl Int8 {
             true => weight.cols,
             false => weight.data.len(),
         };
-        let mut codes = Vec::with_capacity(weight.data.len());
-        let mut scales = Vec::new();
-        for part in weight.data.chunks(part) {
-            let largest = part.iter().fold(0f32, |m, w| m.max(w.abs()));
-            let scale = stored_scale(largest / TOP);
-            let scale = scale.ok_or_else(|| too_large(member, &self.id()))?;
-            scales.push(scale);
-            let scale = scale.to_f32();
-            let code = |w: &f32| (w / scale).round_ties_even().clamp(-TOP, TOP) as i8;
-            codes.extend(part.iter().map(code));
-        }
+        let (codes, scales) = encode(member, part, &self.id())?;
         Ok(match self.per_row {
             true => Box::new(Packed::per_row(&codes, &scales, shape)?),
             false => Box::new(Packed::per_matrix(&codes, scales[0], shape)?),
@@ -88,6 +96,10 @@ impl QuantMethod for Int8 {
             ("symmetric".into(), json!(true)),
             ("scale_dtype".into(), json!("f16")),
         ])
+    }
+
+    fn spec(&self) -> FormatSpec {
+        int8::spec(self.per_row)
     }
 
     fn quantize(

@@ -12,17 +12,19 @@
 
 pub mod awq;
 pub mod fp8;
+pub mod fp8_w8a8;
 pub mod full;
 pub mod gptq;
 pub mod grid;
 pub mod int8;
+pub mod int8_w8a8;
 mod linalg;
 pub mod rtn;
 mod stats;
 
 pub use stats::{LayerStats, StatsBuilder};
 
-use crate::packed::PackedLinear;
+use crate::packed::{FormatSpec, PackedLinear};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -32,7 +34,9 @@ use std::sync::OnceLock;
 pub static METHODS: &[Family] = &[
     full::FAMILY,
     fp8::FAMILY,
+    fp8_w8a8::FAMILY,
     int8::FAMILY,
+    int8_w8a8::FAMILY,
     rtn::FAMILY,
     awq::FAMILY,
     gptq::FAMILY,
@@ -295,6 +299,9 @@ pub trait QuantMethod: Send + Sync {
 
     /// All parameters, defaults included, for the row's JSON.
     fn parameters(&self) -> BTreeMap<String, serde_json::Value>;
+
+    /// The form in which [`QuantMethod::quantize`] stores every weight.
+    fn spec(&self) -> FormatSpec;
 
     fn calibration(&self) -> Calibration {
         Calibration::None

@@ -5,7 +5,7 @@
 use super::grid::GridSpec;
 use super::{Family, Group, LayerStats, Listed, Notes, QuantMethod};
 use crate::Result;
-use crate::packed::PackedLinear;
+use crate::packed::{FormatSpec, PackedLinear};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -33,6 +33,10 @@ impl QuantMethod for Rtn {
 
     fn parameters(&self) -> BTreeMap<String, Value> {
         self.spec.parameters()
+    }
+
+    fn spec(&self) -> FormatSpec {
+        self.spec.format()
     }
 
     fn quantize(

@@ -15,6 +15,8 @@ struct Page<'a> {
     headline: String,
     notices: Vec<String>,
     results: Table,
+    has_shares: bool,
+    sweep: Table,
     warnings: Vec<String>,
     figures: &'a [Figure],
     domains: Table,
@@ -31,18 +33,21 @@ struct Page<'a> {
 
 /// The whole page.
 pub fn page(tables: &Tables, figures: &[Figure]) -> Result<String> {
+    let summary = &content::first_workload(tables);
     Page {
         title: title(tables),
         subtitle: subtitle(tables),
-        headline: content::headline(tables),
+        headline: content::headline(summary),
         notices: content::notices(tables),
-        results: content::results(tables),
+        results: content::results(summary),
+        has_shares: content::has_shares(summary),
+        sweep: content::sweep(tables),
         warnings: content::warnings(tables),
         figures,
-        domains: content::domains(tables),
+        domains: content::domains(summary),
         pairs: content::pairs(tables),
-        memory: content::memory(tables),
-        notes: content::method_notes(tables),
+        memory: content::memory(summary),
+        notes: content::method_notes(summary),
         methods: content::methods(tables),
         texts: content::texts(tables),
         options: content::options(tables),

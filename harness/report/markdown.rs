@@ -6,15 +6,17 @@ use super::plots::Figure;
 
 /// The whole file.
 pub fn page(tables: &Tables, figures: &[Figure]) -> String {
+    let summary = &content::first_workload(tables);
     let mut page = format!(
         "# {}\n\n{}\n",
         escape(&super::html::title(tables)),
-        escape(&content::headline(tables))
+        escape(&content::headline(summary))
     );
     for notice in content::notices(tables) {
         page += &format!("\n> {}\n", escape(&notice));
     }
-    page += &section("Results", &table(&content::results(tables)));
+    page += &section("Results", &table(&content::results(summary)));
+    page += &section("Every batch and context", &table(&content::sweep(tables)));
     let warnings: String = content::warnings(tables)
         .iter()
         .map(|warning| format!("- {}\n", escape(warning)))
@@ -36,7 +38,7 @@ pub fn page(tables: &Tables, figures: &[Figure]) -> String {
     }
     page += &section(
         "Perplexity by kind of text",
-        &table(&content::domains(tables)),
+        &table(&content::domains(summary)),
     );
     page += &section(
         "Differences between precisions",
@@ -44,9 +46,9 @@ pub fn page(tables: &Tables, figures: &[Figure]) -> String {
     );
     page += &section(
         "Memory by part, in numbers",
-        &table(&content::memory(tables)),
+        &table(&content::memory(summary)),
     );
-    let notes: String = content::method_notes(tables)
+    let notes: String = content::method_notes(summary)
         .iter()
         .map(|(term, text)| format!("- **{term}.** {}\n", escape(text)))
         .collect();

@@ -54,7 +54,7 @@ pub fn clear(dir: &Path) -> Result<()> {
 /// report that says so.
 pub fn render(dir: &Path) -> Result<Rendered> {
     let tables = Tables::read(dir)?;
-    let figures = plots::figures(&tables)?;
+    let mut figures = plots::figures(&tables)?;
     let mut rendered = Rendered {
         html: dir.join("index.html"),
         markdown: dir.join("report.md"),
@@ -66,12 +66,14 @@ pub fn render(dir: &Path) -> Result<Rendered> {
             None => {
                 // A picture of an earlier rendering would contradict the sentence.
                 figure.remove(dir)?;
-                rendered
-                    .not_drawn
-                    .push((figure.plot.name.to_string(), figure.caption.clone()));
+                if figure.is_shown() {
+                    let name = figure.plot.name.to_string();
+                    rendered.not_drawn.push((name, figure.caption.clone()));
+                }
             }
         }
     }
+    figures.retain(plots::Figure::is_shown);
     csv::write_whole(
         &rendered.markdown,
         markdown::page(&tables, &figures).as_bytes(),

@@ -93,6 +93,21 @@ pub struct ResultRow {
     /// Plain-word warnings, joined with `; `.
     pub warnings: String,
     pub error: String,
+    /// Share of the measured memory bandwidth that decoding used; 0.5 is half.
+    pub mbu: Option<f64>,
+    /// Share of the measured arithmetic rate that prefill used.
+    pub mfu: Option<f64>,
+    /// GPU: what the memory pool held from the driver, high-water.
+    pub pool_reserved_bytes: Option<u64>,
+    /// GPU: how much less memory the driver had free.
+    pub driver_delta_bytes: Option<u64>,
+    /// GPU: what NVML reports for the process.
+    pub nvml_process_bytes: Option<u64>,
+    pub gpu_clock_mhz_median: Option<f64>,
+    /// GPU: whether it held its clock down while it was timed.
+    pub throttled: Option<bool>,
+    /// GPU: energy of the decode phase over its tokens.
+    pub joules_per_token: Option<f64>,
 }
 
 /// One row of `quality.csv`; `dataset` is a set's name or `overall`.
@@ -169,6 +184,88 @@ pub struct Host {
     pub memory_bytes: Option<u64>,
     pub os: String,
     pub kernel: String,
+    /// Those that the driver shows, whether they were used or not.
+    #[serde(default)]
+    pub gpus: Vec<GpuInfo>,
+    pub gpu_driver: Option<String>,
+}
+
+/// A GPU of the machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GpuInfo {
+    pub name: String,
+    pub memory_bytes: Option<u64>,
+    pub gpu_clock_max_mhz: Option<u32>,
+    pub memory_clock_max_mhz: Option<u32>,
+    pub power_limit_w: Option<f64>,
+}
+
+/// What a GPU did while a cell was timed, over all its repetitions but the warm-up.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GpuTelemetry {
+    pub gpu_clock_mhz_median: Option<f64>,
+    /// 5th to 95th percentile of the clock over its median.
+    pub gpu_clock_spread: Option<f64>,
+    pub memory_clock_mhz_median: Option<f64>,
+    pub temperature_c_max: Option<f64>,
+    pub power_w_mean: Option<f64>,
+    pub throttled: Option<bool>,
+    /// In words.
+    pub throttle_reasons: Vec<String>,
+    /// Of the decode phases.
+    pub energy_j: Option<f64>,
+    /// Processes on the GPU that this run did not start.
+    pub other_processes: Option<u64>,
+    /// GPU memory of the timed process.
+    pub process_bytes: Option<u64>,
+    pub readings: u64,
+    /// Why something above is absent, where that is known; else empty.
+    pub missing: String,
+}
+
+/// What a machine can do at most, as measured in the run itself. Rates are the best of the
+/// repetitions, all threads (or the whole GPU) together.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Roofline {
+    pub device: String,
+    /// Threads of a CPU.
+    pub threads: Option<u64>,
+    /// Bytes per second of reading a buffer from end to end.
+    pub read_bytes_s: f64,
+    /// Bytes per second of copying a buffer, bytes read and written counted.
+    pub copy_bytes_s: f64,
+    /// F32 operations per second; a multiplication and an addition are two.
+    pub f32_flop_s: Option<f64>,
+    /// Likewise of a large product of F16 matrices accumulated in F32.
+    pub f16_gemm_flop_s: Option<f64>,
+    pub fp8_gemm_flop_s: Option<f64>,
+    pub int8_gemm_op_s: Option<f64>,
+    /// How the arithmetic rates were measured, in words.
+    pub arithmetic: String,
+    /// Of one buffer; a copy goes from one to another of the same size.
+    pub buffer_bytes: u64,
+    /// All last-level caches of the machine together.
+    pub last_level_cache_bytes: Option<u64>,
+    pub repetitions: u64,
+    /// How much longer the median pass took than the best, of the kind where that is most: 0.1 is
+    /// a tenth. Large where something else used the machine.
+    pub spread: Option<f64>,
+    /// What measuring all this took.
+    pub seconds: f64,
+}
+
+impl Roofline {
+    /// What mbu divides by: the better of reading and copying.
+    pub fn bandwidth_bytes_s(&self) -> f64 {
+        self.read_bytes_s.max(self.copy_bytes_s)
+    }
+
+    /// What mfu divides by: the rate of F16 matrix products where there is one, else of F32.
+    pub fn flop_s(&self) -> Option<f64> {
+        self.f16_gemm_flop_s.or(self.f32_flop_s)
+    }
 }
 
 /// The model a run measured.
@@ -204,7 +301,16 @@ pub struct TextInfo {
     pub ids_sha256: String,
 }
 
-/// What does not fit one flat row, per precision.
+/// Memory in detail of one batch and context.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkloadDetail {
+    pub batch: u64,
+    pub prompt_tokens: u64,
+    pub peak_bytes_by_phase: BTreeMap<String, u64>,
+    pub other_parts_bytes: BTreeMap<String, u64>,
+}
+
+/// What does not fit one flat row, per precision and KV cache.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CellDetail {
     pub precision: String,
@@ -214,13 +320,18 @@ pub struct CellDetail {
     /// Counts that the method reported (damping retries, groups left unscaled, ...).
     pub notes: BTreeMap<String, f64>,
     pub quantize_peak_bytes: Option<u64>,
-    /// High-water marks of the measuring process by phase: `load`, `prefill`, `decode`,
-    /// `perplexity`.
+    /// High-water marks of the measuring process by phase: `load`, `prefill`, `decode` of the
+    /// first batch and context, `perplexity`.
     pub peak_bytes_by_phase: BTreeMap<String, u64>,
     /// What `other_bytes` consists of.
     pub other_parts_bytes: BTreeMap<String, u64>,
+    /// The same for every further batch and context.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<WorkloadDetail>,
     pub packed_sha256: String,
     pub macro_perplexity: Option<f64>,
+    /// Absent on a CPU.
+    pub gpu: Option<GpuTelemetry>,
     pub started_at: String,
     pub duration_s: f64,
 }
@@ -241,6 +352,9 @@ pub struct RunInfo {
     /// The precision that differences refer to; empty with `--no-reference`.
     pub reference: String,
     pub host: Host,
+    /// Absent if nothing was timed, or it could not be measured.
+    #[serde(default)]
+    pub roofline: Option<Roofline>,
     pub model: ModelInfo,
     pub texts: Vec<TextInfo>,
     /// All options of the run with their values, defaults included.

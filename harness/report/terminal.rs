@@ -11,13 +11,15 @@ const NAME: usize = 24;
 
 /// The results as an aligned table, then what to know about them.
 pub fn summary(tables: &Tables) -> String {
-    let results = content::results(tables);
+    let summary = &content::first_workload(tables);
     let mut text = String::new();
-    if !results.rows.is_empty() {
-        text += &grid(&results);
-        text.push('\n');
+    for table in [content::results(summary), content::sweep(tables)] {
+        if !table.rows.is_empty() {
+            text += &grid(&table);
+            text.push('\n');
+        }
     }
-    for sentence in std::iter::once(content::headline(tables)).chain(content::notices(tables)) {
+    for sentence in std::iter::once(content::headline(summary)).chain(content::notices(tables)) {
         text += &wrapped(&format::ascii(&sentence), "");
     }
     for warning in content::warnings(tables) {
@@ -27,7 +29,7 @@ pub fn summary(tables: &Tables) -> String {
 }
 
 /// Columns in the order in which they are given up when the line is too long.
-const LEAST_NEEDED: [&str; 4] = ["quant s", "bits/w", "prefill/s", "decode/s"];
+const LEAST_NEEDED: [&str; 6] = ["MFU%", "quant s", "bits/w", "MBU%", "prefill/s", "decode/s"];
 
 fn grid(table: &Table) -> String {
     // The last column is the status, which a failed row shows in place of its numbers.

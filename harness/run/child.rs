@@ -21,6 +21,16 @@ pub struct Ending {
     pub message: String,
 }
 
+impl Ending {
+    /// The same, with what was under way.
+    pub fn during(self, what: &str) -> Self {
+        Ending {
+            message: format!("while {what}: {}", self.message),
+            ..self
+        }
+    }
+}
+
 /// What waiting for an event came to.
 #[derive(Debug)]
 pub enum Outcome {

@@ -1,11 +1,13 @@
 //! The machine that a run was made on.
 
+use crate::measure::nvml;
 use crate::packed::cpu;
 use crate::report::record::Host;
 use std::fs::read_to_string;
 
 /// Reads what the operating system tells; what it does not tell is empty.
 pub fn describe() -> Host {
+    let (gpus, gpu_driver) = nvml::gpus();
     Host {
         cpu: field("/proc/cpuinfo", "model name").unwrap_or_default(),
         cores: cores(),
@@ -18,6 +20,8 @@ pub fn describe() -> Host {
         kernel: read_to_string("/proc/sys/kernel/osrelease")
             .map(|s| s.trim().to_string())
             .unwrap_or_default(),
+        gpus,
+        gpu_driver,
     }
 }
 
@@ -36,17 +40,39 @@ pub fn last_level_cache_bytes() -> Option<u64> {
     (0..8)
         .filter_map(|i| {
             let path = format!("/sys/devices/system/cpu/cpu0/cache/index{i}/size");
-            let size = read_to_string(path).ok()?;
-            let size = size.trim();
-            let (number, unit) = size.split_at(size.len().checked_sub(1)?);
-            let unit: u64 = match unit {
-                "K" => 1 << 10,
-                "M" => 1 << 20,
-                _ => return size.parse().ok(),
-            };
-            Some(number.parse::<u64>().ok()? * unit)
+            bytes(&read_to_string(path).ok()?)
         })
         .max()
+}
+
+/// Size of the largest caches of all cores together, each shared one counted once.
+pub fn last_level_caches_bytes() -> Option<u64> {
+    let largest = last_level_cache_bytes()?;
+    let mut groups: Vec<String> = (0..)
+        .map(|cpu| format!("/sys/devices/system/cpu/cpu{cpu}/cache"))
+        .take_while(|folder| std::path::Path::new(folder).exists())
+        .filter_map(|folder| {
+            (0..8).find_map(|i| {
+                let of = |what: &str| read_to_string(format!("{folder}/index{i}/{what}")).ok();
+                (bytes(&of("size")?)? == largest).then(|| of("shared_cpu_list"))?
+            })
+        })
+        .collect();
+    groups.sort();
+    groups.dedup();
+    Some(largest * groups.len().max(1) as u64)
+}
+
+/// A size such as `32768K`.
+fn bytes(size: &str) -> Option<u64> {
+    let size = size.trim();
+    let (number, unit) = size.split_at(size.len().checked_sub(1)?);
+    let unit: u64 = match unit {
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        _ => return size.parse().ok(),
+    };
+    Some(number.parse::<u64>().ok()? * unit)
 }
 
 fn meminfo_bytes(key: &str) -> Option<u64> {

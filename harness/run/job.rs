@@ -1,9 +1,13 @@
 //! What a parent asks of a child and what the child answers: one line of JSON each.
 
+use crate::measure::meter::DeviceMemory;
 use crate::measure::quality::WindowScore;
+use crate::measure::roofline::Cost;
 use crate::measure::speed::{Sample, Workload};
+use crate::model::config::Config;
 use crate::packed::FormatSpec;
-use crate::report::record::Status;
+use crate::packed::gpu::Choice;
+use crate::report::record::{Roofline, Status};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,6 +18,28 @@ pub enum Job {
     Quantize(QuantizeJob),
     Measure(MeasureJob),
     Time(TimeJob),
+    /// Measures the machine itself; answered by [`Event::Roofline`].
+    Roofline {
+        place: Place,
+        /// Of each of two buffers in the memory of a CPU.
+        buffer_bytes: u64,
+    },
+}
+
+/// Where a child runs its model, and how.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Place {
+    /// As in results: `cpu`, `cuda:0`.
+    pub device: String,
+    pub kernels: Choice,
+    /// Whether decode steps may be recorded.
+    pub graphs: bool,
+}
+
+impl Place {
+    pub fn on_cpu(&self) -> bool {
+        self.device == "cpu"
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,11 +53,27 @@ pub struct QuantizeJob {
     pub output: PathBuf,
 }
 
+/// The model that a measuring or timing child runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Subject {
+    /// The file that a quantize child wrote.
+    Packed(PathBuf),
+    /// A shape filled with random codes.
+    Synthetic {
+        config: Config,
+        precision: String,
+        seed: u64,
+    },
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MeasureJob {
-    pub packed: PathBuf,
+    pub place: Place,
+    pub subject: Subject,
     pub kv: String,
-    pub workload: Workload,
+    /// Their memory is measured one after the other.
+    pub workloads: Vec<Workload>,
+    /// Nothing is scored without any.
     pub texts: Vec<JobText>,
     /// Protocol id.
     pub protocol: String,
@@ -51,13 +93,19 @@ pub struct JobText {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct TimeJob {
-    pub packed: PathBuf,
+    pub place: Place,
+    pub subject: Subject,
+    /// Each line on the child's standard input is an index into these; the answer is one
+    /// [`Event::Timed`].
+    pub turns: Vec<Turn>,
+}
+
+/// What a time child runs when it is asked to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Turn {
     pub kv: String,
     pub workload: Workload,
 }
-
-/// Answer of a time child to a line on its standard input is one [`Event::Timed`].
-pub const TIME_ONCE: &str = "once";
 
 /// A line on a child's standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -68,6 +116,9 @@ pub enum Event {
         total: usize,
     },
     Quantized(QuantizeResult),
+    /// A measuring child has loaded its model.
+    Loaded,
+    /// Memory of the next workload.
     Memory(Box<MemoryResult>),
     /// One window of a text (by index) was scored.
     Window {
@@ -80,13 +131,14 @@ pub enum Event {
     /// A time child has loaded its model.
     Ready,
     Timed(Sample),
+    Roofline(Box<Roofline>),
     Failed {
         status: Status,
         message: String,
     },
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct QuantizeResult {
     pub quantize_s: f64,
     /// High-water mark of everything the child allocated.
@@ -95,10 +147,11 @@ pub struct QuantizeResult {
     pub packed_sha256: String,
 }
 
-/// Memory of load, prefill and decode in the default workload.
+/// Memory of load, prefill and decode in one workload.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MemoryResult {
-    pub load_s: f64,
+    /// Absent where nothing was read.
+    pub load_s: Option<f64>,
     pub spec: FormatSpec,
     pub bits_per_weight: f64,
     pub weight_bytes: usize,
@@ -116,6 +169,13 @@ pub struct MemoryResult {
     /// Allocations inside the bracket that no part claimed, at their highest.
     pub untagged_peak_bytes: usize,
     pub peak_rss_bytes: Option<u64>,
+    /// Of the inputs of the blocks' linears, as they are multiplied.
+    pub activation_dtype: String,
+    /// How `peak_bytes` was measured.
+    pub peak_memory_method: String,
+    /// What a GPU says beside the parts.
+    pub device_memory: Option<DeviceMemory>,
     pub prefill_kernel: String,
     pub decode_kernel: String,
+    pub cost: Cost,
 }

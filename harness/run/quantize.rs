@@ -7,6 +7,7 @@
 use crate::formats::native::{self, PackedModel, module, weight_name};
 use crate::model::config::Config;
 use crate::model::decoder::{Block, Linear, Shared};
+use crate::model::kernels::CpuKernels;
 use crate::model::kv_cache::{KvCache, KvPrecision, KvShape};
 use crate::model::rope::Rope;
 use crate::model::weights::WeightSource;
@@ -281,7 +282,7 @@ struct Flow {
     config: Config,
     rope: Rope,
     cache: KvCache,
-    /// One `[1, tokens, hidden]` F32 residual stream per window.
+    /// One `[tokens, hidden]` F32 residual stream per window.
     streams: Vec<Tensor>,
 }
 
@@ -305,16 +306,13 @@ impl Flow {
             .iter()
             .map(|ids| {
                 let ids = Tensor::from_slice(ids, ids.len(), &device)?;
-                Ok(embedding
-                    .index_select(&ids, 0)?
-                    .to_dtype(DType::F32)?
-                    .unsqueeze(0)?)
+                Ok(embedding.index_select(&ids, 0)?.to_dtype(DType::F32)?)
             })
             .collect::<Result<_>>()?;
         Ok(Flow {
             config: config.clone(),
-            rope: Rope::new(config, longest, &device)?,
-            cache: KvCache::new(shape, kv, &device)?,
+            rope: Rope::new(config, longest, &CpuKernels)?,
+            cache: KvCache::new(shape, kv, &CpuKernels)?,
             streams,
         })
     }
@@ -323,8 +321,9 @@ impl Flow {
         let shared = Shared {
             config: &self.config,
             rope: &self.rope,
+            kernels: &CpuKernels,
         };
-        block.forward(stream, &shared, &self.cache.layers[0], 0)
+        block.forward(stream.clone(), 1, &shared, &self.cache.layers[0], 0)
     }
 
     /// Statistics of the four groups' inputs, with the block in full precision.

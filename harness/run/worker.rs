@@ -1,22 +1,31 @@
 //! The child's side: reads one [`Job`] from standard input, answers with [`Event`]s.
 
 use super::job::{
-    Event, Job, MeasureJob, MemoryResult, QuantizeJob, QuantizeResult, TIME_ONCE, TimeJob,
+    Event, Job, MeasureJob, MemoryResult, Place, QuantizeJob, QuantizeResult, Subject, TimeJob,
+    Turn,
 };
 use super::quantize::quantize;
 use crate::data::protocol::Protocol;
-use crate::formats::native::{self, Loaded};
+use crate::device::{DeviceChoice, Gpu};
+use crate::formats::native;
 use crate::hash::sha256_of_file;
+use crate::measure::meter::Meter;
 use crate::measure::quality::{CachedDecoder, TokenStream, score_text};
+use crate::measure::roofline::{self, Cost};
 use crate::measure::speed::{Phase, Workload, run_once};
-use crate::memory::{Bracket, Usage, peak_rss_bytes};
+use crate::memory::{Bracket, Usage, peak_rss_bytes, reset_peak_rss};
+use crate::model::decoder::Decoder;
+use crate::model::generate::Generator;
+use crate::model::gpu::GpuKernels;
+use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::KvPrecision;
-use crate::model::weights;
+use crate::model::{synthetic, weights};
 use crate::report::record::Status;
 use crate::{Error, Result, quant};
-use candle_core::Device;
+use candle_core::DType;
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The hidden subcommand; returns the exit code.
@@ -40,6 +49,10 @@ pub fn main() -> i32 {
                 Ok(Job::Quantize(job)) => run_quantize(job),
                 Ok(Job::Measure(job)) => run_measure(job),
                 Ok(Job::Time(job)) => run_time(job),
+                Ok(Job::Roofline {
+                    place,
+                    buffer_bytes,
+                }) => run_roofline(&place, buffer_bytes),
                 Err(e) => Err(Error::usage(
                     format!("the worker was given no job: {e}"),
                     "start it through quantbench run",
@@ -51,6 +64,7 @@ pub fn main() -> i32 {
         Err(error) => {
             let status = match error {
                 Error::Unsupported { .. } => Status::Unsupported,
+                Error::OutOfMemory { .. } => Status::Oom,
                 _ => Status::Error,
             };
             let message = error.to_string();
@@ -120,6 +134,41 @@ fn warm_thread_pool() {
     rayon::broadcast(|_| ());
 }
 
+/// The steps of a decoder where a job wants them.
+fn kernels(place: &Place) -> Result<Arc<dyn Kernels>> {
+    Ok(match place.device.parse::<DeviceChoice>()?.driver()? {
+        None => Arc::new(CpuKernels),
+        Some(driver) => Arc::new(GpuKernels::new(
+            Gpu::new(driver),
+            place.kernels,
+            place.graphs,
+        )?),
+    })
+}
+
+fn run_roofline(place: &Place, buffer_bytes: u64) -> Result<()> {
+    let roofline = match place.device.parse::<DeviceChoice>()?.driver()? {
+        None => roofline::measure(buffer_bytes)?,
+        Some(driver) => roofline::measure_gpu(driver.as_ref())?,
+    };
+    send(&Event::Roofline(Box::new(roofline)))
+}
+
+/// The model in owned buffers, with RoPE tables for `positions`.
+fn load(subject: &Subject, positions: usize, kernels: &Arc<dyn Kernels>) -> Result<Decoder> {
+    match subject {
+        Subject::Packed(path) => Ok(native::load(path, positions, kernels)?.decoder),
+        Subject::Synthetic {
+            config,
+            precision,
+            seed,
+        } => {
+            let spec = quant::parse(precision)?.spec();
+            synthetic::decoder(config, &spec, *seed, positions, kernels)
+        }
+    }
+}
+
 fn run_measure(job: MeasureJob) -> Result<()> {
     let kv = KvPrecision::parse(&job.kv)?;
     let protocol = Protocol::parse(&job.protocol, 0)?;
@@ -134,24 +183,41 @@ fn run_measure(job: MeasureJob) -> Result<()> {
             (stream, t.windows)
         })
         .collect();
-    let workload = job.workload;
-    let positions = workload.positions().max(protocol.window);
+    let window = match texts.is_empty() {
+        true => 0,
+        false => protocol.window,
+    };
+    let positions = job.workloads.iter().map(Workload::positions);
+    let positions = positions.max().unwrap_or(0).max(window);
     warm_thread_pool();
 
-    let bracket = Bracket::open();
+    let kernels = kernels(&job.place)?;
+    let meter = Meter::open(kernels.as_ref())?;
     if let Some(limit) = job.memory_limit_bytes {
-        bracket.set_limit(limit);
+        meter.set_limit(limit);
     }
     let start = Instant::now();
-    let loaded = native::load(&job.packed, positions, &Device::Cpu)?;
-    let load_s = start.elapsed().as_secs_f64();
-    let memory = measure_memory(&loaded, &workload, kv, &bracket, load_s)?;
-    send(&Event::Memory(Box::new(memory)))?;
-
-    bracket.reset_peak();
+    let decoder = load(&job.subject, positions, &kernels)?;
+    let load = Load {
+        seconds: matches!(job.subject, Subject::Packed(_)).then(|| start.elapsed().as_secs_f64()),
+        peak: meter.peak()?,
+        peak_rss_bytes: peak_rss_bytes(),
+    };
+    send(&Event::Loaded)?;
+    for (i, workload) in job.workloads.iter().enumerate() {
+        // What the system saw of the workload before is not this one's.
+        let rss_is_own = i == 0 || reset_peak_rss();
+        let mut memory = measure_memory(&decoder, workload, kv, &meter, &load)?;
+        memory.peak_rss_bytes = memory.peak_rss_bytes.filter(|_| rss_is_own);
+        send(&Event::Memory(Box::new(memory)))?;
+    }
+    if texts.is_empty() {
+        return Ok(());
+    }
+    meter.reset_peak()?;
     let mut model = CachedDecoder {
-        cache: loaded.decoder.cache(1, protocol.window, kv)?,
-        decoder: &loaded.decoder,
+        cache: decoder.cache(1, protocol.window, kv)?,
+        decoder: &decoder,
     };
     for (text, (stream, windows)) in texts.iter().enumerate() {
         score_text(&mut model, stream, &protocol, *windows, &mut |score| {
@@ -162,44 +228,52 @@ fn run_measure(job: MeasureJob) -> Result<()> {
         })?;
     }
     send(&Event::Scored {
-        perplexity_peak_bytes: bracket.peak().total_bytes,
+        perplexity_peak_bytes: meter.peak()?.total_bytes,
     })
+}
+
+/// What loading took.
+struct Load {
+    /// Absent where nothing was read.
+    seconds: Option<f64>,
+    peak: Usage,
+    peak_rss_bytes: Option<u64>,
 }
 
 /// Runs the workload once and reads the counters at the end of each phase.
 fn measure_memory(
-    loaded: &Loaded,
+    decoder: &Decoder,
     workload: &Workload,
     kv: KvPrecision,
-    bracket: &Bracket,
-    load_s: f64,
+    meter: &Meter,
+    load: &Load,
 ) -> Result<MemoryResult> {
-    let decoder = &loaded.decoder;
-    let after_load = bracket.live();
-    let load_peak = bracket.peak();
-    let mut phases: Vec<(&str, Usage)> = vec![("load", load_peak)];
+    let after_load = meter.live()?;
+    let mut phases: Vec<(&str, Usage)> = vec![("load", load.peak)];
 
-    bracket.reset_peak();
-    let mut cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
-    run_once(decoder, &mut cache, workload, &mut |phase| {
+    meter.reset_peak()?;
+    let cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
+    let mut generator = Generator::new(decoder, cache);
+    run_once(&mut generator, workload, &mut |phase| {
         let name = match phase {
             Phase::Prefilled => "prefill",
             Phase::Decoded => "decode",
         };
-        phases.push((name, bracket.peak()));
-        bracket.reset_peak();
+        phases.push((name, meter.peak()?));
+        meter.reset_peak()
     })?;
     let highest = |of: fn(&Usage) -> usize| phases.iter().map(|(_, u)| of(u)).max().unwrap_or(0);
     let other_bytes = highest(|u| u.other_bytes);
     let rope_bytes = decoder.rope.bytes();
     let first = &decoder.blocks[0].q.weight;
+    let product = |rows| decoder.kernels.product_name(first.as_ref(), rows);
     Ok(MemoryResult {
-        load_s,
+        load_s: load.seconds,
         spec: first.spec(),
         bits_per_weight: decoder.bits_per_weight(),
         weight_bytes: decoder.body_bytes(),
         embedding_bytes: decoder.embedding_bytes(),
-        kv_cache_bytes: cache.bytes(),
+        kv_cache_bytes: generator.cache().bytes(),
         activation_peak_bytes: highest(|u| u.activations_bytes),
         workspace_peak_bytes: highest(|u| u.workspace_bytes),
         other_bytes,
@@ -216,27 +290,63 @@ fn measure_memory(
             .map(|(name, u)| (name.to_string(), u.total_bytes as u64))
             .collect(),
         loaded_bytes: after_load.total_bytes,
-        untagged_peak_bytes: highest(|u| u.untagged_bytes),
-        peak_rss_bytes: peak_rss_bytes(),
-        prefill_kernel: first.kernel(workload.batch() * workload.prompt_tokens()),
-        decode_kernel: first.kernel(workload.batch()),
+        // Of the phase that made the peak: what others left unnamed does not show in it.
+        untagged_peak_bytes: phases
+            .iter()
+            .max_by_key(|(_, u)| u.total_bytes)
+            .map_or(0, |(_, u)| u.untagged_bytes),
+        peak_rss_bytes: peak_rss_bytes().max(load.peak_rss_bytes),
+        activation_dtype: match (first.activations(), decoder.kernels.activation_dtype()) {
+            (Some(rounded), _) => rounded.name().into(),
+            (None, DType::F32) => "fp32".into(),
+            (None, DType::F16) => "fp16".into(),
+            (None, other) => other.as_str().into(),
+        },
+        peak_memory_method: meter.method().into(),
+        device_memory: meter.device_memory()?,
+        prefill_kernel: product(workload.batch() * workload.prompt_tokens()),
+        decode_kernel: product(workload.batch()),
+        cost: Cost::of(decoder, kv),
     })
 }
 
 fn run_time(job: TimeJob) -> Result<()> {
-    let kv = KvPrecision::parse(&job.kv)?;
-    let loaded = native::load(&job.packed, job.workload.positions(), &Device::Cpu)?;
-    let mut cache = loaded
-        .decoder
-        .cache(job.workload.batch(), job.workload.positions(), kv)?;
+    let positions = job.turns.iter().map(|t| t.workload.positions()).max();
+    let decoder = load(&job.subject, positions.unwrap_or(0), &kernels(&job.place)?)?;
     send(&Event::Ready)?;
+    // One cache at a time: those of all turns together might not fit.
+    let mut held: Option<(usize, Generator)> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| Error::io("standard input", e, "the parent process ended"))?;
-        if line != TIME_ONCE {
+        let asked = line.parse().ok();
+        let Some((i, turn)) = asked.and_then(|i: usize| Some((i, job.turns.get(i)?))) else {
             break;
-        }
-        let sample = run_once(&loaded.decoder, &mut cache, &job.workload, &mut |_| ())?;
+        };
+        let mut generator = match held.take() {
+            Some((same, generator)) if same == i => generator,
+            other => {
+                drop(other);
+                fresh_generator(&decoder, turn)?
+            }
+        };
+        let sample = run_once(&mut generator, &turn.workload, &mut |_| Ok(()))?;
         send(&Event::Timed(sample))?;
+        held = Some((i, generator));
     }
     Ok(())
+}
+
+/// A generator for a turn that has taken its first steps, which a device may record: they are
+/// none of the turn's.
+fn fresh_generator<'a>(decoder: &'a Decoder, turn: &Turn) -> Result<Generator<'a>> {
+    let workload = &turn.workload;
+    let kv = KvPrecision::parse(&turn.kv)?;
+    let cache = decoder.cache(workload.batch(), workload.positions(), kv)?;
+    let mut generator = Generator::new(decoder, cache);
+    let first_steps = Workload {
+        prompts: workload.prompts.iter().map(|p| p[..1].to_vec()).collect(),
+        generated_tokens: 1,
+    };
+    run_once(&mut generator, &first_steps, &mut |_| Ok(()))?;
+    Ok(generator)
 }

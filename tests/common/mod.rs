@@ -3,20 +3,37 @@
 #![allow(dead_code)]
 
 use quantbench::formats::native::{self, Loaded};
+use quantbench::model::kernels::{CpuKernels, Kernels};
 use quantbench::model::kv_cache::KvPrecision;
 use quantbench::model::weights;
 use quantbench::quant;
 use quantbench::run::quantize::quantize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 /// The repository's root.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Packs a model at a precision that needs no calibration and loads it again.
+/// Packs a model at a precision that needs no calibration and loads it again, on the CPU.
 pub fn packed(model: Option<&Path>, precision: &str, positions: usize) -> Loaded {
+    packed_on(&cpu(), model, precision, positions)
+}
+
+/// The CPU.
+pub fn cpu() -> Arc<dyn Kernels> {
+    Arc::new(CpuKernels)
+}
+
+/// [`packed`] on a device.
+pub fn packed_on(
+    kernels: &Arc<dyn Kernels>,
+    model: Option<&Path>,
+    precision: &str,
+    positions: usize,
+) -> Loaded {
     let source = weights::open(model).unwrap();
     let method = quant::parse(precision).unwrap();
     let kv = KvPrecision::parse("fp16").unwrap();
@@ -31,7 +48,7 @@ pub fn packed(model: Option<&Path>, precision: &str, positions: usize) -> Loaded
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
     quantized.model.write(&path).unwrap();
-    native::load(&path, positions, &candle_core::Device::Cpu).unwrap()
+    native::load(&path, positions, kernels).unwrap()
 }
 
 /// The SmolLM2 GGUF, or a printed reason why the test does not run. With

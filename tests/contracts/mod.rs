@@ -19,6 +19,7 @@ pub fn all(id: &str) {
         let case = Case::plain(n, k);
         bytes_are_reproducible(id, &case);
         bits_per_weight_are_exact(id, &case);
+        spec_is_what_is_stored(id, &case);
         forward_multiplies_by_the_dequantized_weight(id, &case);
         stored_tensors_load_equal(id, &case);
     }
@@ -204,6 +205,17 @@ pub fn bits_per_weight_are_exact(id: &str, case: &Case) {
     }
 }
 
+/// A method says beforehand what it stores, so that a model can be filled without quantizing.
+pub fn spec_is_what_is_stored(id: &str, case: &Case) {
+    let spec = quant::parse(id).unwrap().spec();
+    for (weight, packed) in case.quantize(id).unwrap().pairs() {
+        assert_eq!(packed.spec(), spec, "{id}");
+        let shape = (weight.rows, weight.cols);
+        let random = packed::random(&spec, shape, 1).unwrap();
+        assert_eq!(random.bytes(), packed.bytes(), "{id} {shape:?}");
+    }
+}
+
 pub fn forward_multiplies_by_the_dequantized_weight(id: &str, case: &Case) {
     for (weight, packed) in case.quantize(id).unwrap().pairs() {
         let (n, k) = (weight.rows, weight.cols);
@@ -214,11 +226,15 @@ pub fn forward_multiplies_by_the_dequantized_weight(id: &str, case: &Case) {
             let y = packed.forward(&tensor).unwrap();
             let y: Vec<Vec<f32>> = y.to_vec2().unwrap();
             for (x, y) in x.chunks(k).zip(&y) {
+                let mut x = x.to_vec();
+                if let Some(activations) = packed.activations() {
+                    activations.round(&mut x);
+                }
                 let expected: Vec<f64> = restored
                     .chunks(k)
                     .map(|w| {
                         w.iter()
-                            .zip(x)
+                            .zip(&x)
                             .map(|(w, x)| f64::from(*w) * f64::from(*x))
                             .sum()
                     })
@@ -227,7 +243,7 @@ pub fn forward_multiplies_by_the_dequantized_weight(id: &str, case: &Case) {
                 let scale = expected.iter().fold(0f64, |m, v| m.max(v.abs())).max(
                     1e-1 * restored[..k]
                         .iter()
-                        .zip(x)
+                        .zip(&x)
                         .map(|(w, x)| f64::from((w * x).abs()))
                         .sum::<f64>(),
                 );
@@ -413,9 +429,9 @@ fn stored_bytes(spec: &FormatSpec, n: usize, k: usize) -> usize {
     let bits = spec.bits as usize;
     let stored = match spec.format.as_str() {
         "f32" | "f16" | "bf16" => bits * n * k,
-        "fp8-e4m3" | "fp8-e5m2" => 8 * n * k + 32 * n,
+        "fp8-e4m3" | "fp8-e5m2" | "fp8-e4m3-a8" => 8 * n * k + 32 * n,
         "int8" if spec.group_size == 0 => 8 * n * k + 16,
-        "int8" => 8 * n * k + 16 * n,
+        "int8" | "int8-a8" => 8 * n * k + 16 * n,
         // Codes end on whole bytes per row (K is a multiple of 8 here), zeros per tensor.
         "uint-grouped" => {
             (bits * n * k + 16 * n * groups) + (bits * n * groups).next_multiple_of(8)

@@ -2,8 +2,8 @@
 //! row's largest weight.
 
 use half::f16;
-use quantbench::packed::PackedLinear;
-use quantbench::packed::grouped::Grouped;
+use quantbench::packed::grouped::{self, Grouped};
+use quantbench::packed::{FormatSpec, PackedLinear};
 use quantbench::quant::{Family, Group, LayerStats, Listed, Notes, QuantMethod};
 use std::collections::BTreeMap;
 
@@ -31,6 +31,10 @@ impl QuantMethod for AbsMax {
             ("bits".into(), 8.into()),
             ("group_size".into(), (-1).into()),
         ])
+    }
+
+    fn spec(&self) -> FormatSpec {
+        grouped::spec(8, -1)
     }
 
     fn quantize(

@@ -1,4 +1,5 @@
-//! Sources of unquantized weights: a Hugging Face folder, a GGUF file, the embedded model.
+//! Sources of unquantized weights: a Hugging Face folder, a GGUF file, the embedded model, and
+//! shapes without weights.
 //!
 //! [`open`] looks at content, never at a file's name. A source that opens has every tensor that
 //! the decoder reads, in the right shape, and none that the decoder would ignore.
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 
 use super::config::Config;
+use super::synthetic;
 use crate::error::TensorFault;
 use crate::{Error, Result};
 
@@ -33,6 +35,11 @@ pub trait WeightSource: Send + Sync {
     /// What the weights were stored as: `safetensors-f16`, `gguf-q4_1`, ...
     fn source_format(&self) -> &str;
 
+    /// Whether there are weights to read; without, the source is a shape only.
+    fn has_weights(&self) -> bool {
+        true
+    }
+
     /// Whether the tensor exists.
     fn has(&self, name: &str) -> bool;
 
@@ -46,12 +53,15 @@ pub trait WeightSource: Send + Sync {
     fn warnings(&self) -> Vec<String>;
 }
 
-/// Opens a model: `None` is the embedded one, a folder is Hugging Face's layout, a file must
-/// begin with GGUF's magic bytes.
+/// Opens a model: `None` is the embedded one, `synthetic:ID` a shape without weights, a folder is
+/// Hugging Face's layout, a file must begin with GGUF's magic bytes.
 pub fn open(model: Option<&Path>) -> Result<Box<dyn WeightSource>> {
     let Some(path) = model else {
         return Ok(Box::new(embedded::open()?));
     };
+    if let Some(shape) = synthetic::named(path) {
+        return Ok(Box::new(shape?));
+    }
     match Kind::of(path)? {
         Kind::Folder => Ok(Box::new(safetensors::open(path)?)),
         Kind::Gguf => Ok(Box::new(gguf::open(path)?)),

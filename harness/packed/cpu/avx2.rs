@@ -3,6 +3,7 @@
 // Each function is one or a few instructions whose requirements are those of `Isa` itself.
 #![allow(unsafe_op_in_unsafe_fn)]
 
+use super::int8_dot::Dot;
 use super::isa::{Isa, word};
 use std::arch::x86_64::*;
 
@@ -128,5 +129,49 @@ impl Isa for Avx2 {
             _mm256_and_si256(_mm256_srlv_epi32(word, shifts), mask)
         };
         _mm256_mul_ps(_mm256_sub_ps(_mm256_cvtepi32_ps(codes), zero), scale)
+    }
+}
+
+// SAFETY: as above. Bytes are widened to 16 bits, whose products are added up in pairs without
+// saturation; the instruction that multiplies bytes saturates its 16-bit sums.
+impl Dot for Avx2 {
+    const CODES: usize = 16;
+    const INPUTS: usize = 2;
+    type Sums = __m256i;
+    type Weights = __m256i;
+    type Inputs = __m256i;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m256i {
+        _mm256_setzero_si256()
+    }
+
+    #[inline(always)]
+    unsafe fn weights(p: *const u8) -> __m256i {
+        _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn inputs(p: *const i8) -> __m256i {
+        _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn add_products(s: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        _mm256_add_epi32(s, _mm256_madd_epi16(w, x))
+    }
+
+    #[inline(always)]
+    unsafe fn totals(v: [__m256i; 4]) -> [i32; 4] {
+        let ab = _mm256_hadd_epi32(v[0], v[1]);
+        let cd = _mm256_hadd_epi32(v[2], v[3]);
+        let abcd = _mm256_hadd_epi32(ab, cd);
+        let sum = _mm_add_epi32(
+            _mm256_castsi256_si128(abcd),
+            _mm256_extracti128_si256::<1>(abcd),
+        );
+        let mut out = [0; 4];
+        _mm_storeu_si128(out.as_mut_ptr().cast(), sum);
+        out
     }
 }

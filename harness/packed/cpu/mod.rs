@@ -8,10 +8,13 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(super) mod int8_dot;
 pub(super) mod isa;
 mod kernel;
 mod paths;
+mod peak;
 mod portable;
+pub(super) mod rounded;
 pub(super) mod rows;
 
 use crate::memory::{self, Part};
@@ -19,6 +22,7 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use kernel::{BLOCK, Product, Tile};
 use rows::{Elements, Rows, Scales};
+use std::hint::black_box;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -180,7 +184,16 @@ pub(super) fn kernel_name(rows: usize) -> String {
 /// Another dtype, rank, layout, device or number of inputs than that; a bad
 /// `QUANTBENCH_CPU_PATH`.
 pub(super) fn forward(w: impl Rows, x: &Tensor) -> Result<Tensor> {
-    let (n_out, k_in) = w.shape();
+    output(w.shape(), x, |x, rows, y| product(w, x, rows, y))
+}
+
+/// The tensor `y` `[rows, n_out]` of which `product` writes every element, given `x`, `rows` and
+/// `y`. Errors are those of [`forward`].
+fn output(
+    (n_out, k_in): (usize, usize),
+    x: &Tensor,
+    product: impl FnOnce(&[f32], usize, &mut [MaybeUninit<f32>]) -> Result<()>,
+) -> Result<Tensor> {
     let (rows, inputs) = x.dims2()?;
     if inputs != k_in {
         return Err(super::mismatch(
@@ -192,7 +205,7 @@ pub(super) fn forward(w: impl Rows, x: &Tensor) -> Result<Tensor> {
     let y = super::with_slice::<f32, _>("x", x, |x| {
         let len = rows * n_out;
         let mut y = Vec::with_capacity(len);
-        product(w, x, rows, &mut y.spare_capacity_mut()[..len])?;
+        product(x, rows, &mut y.spare_capacity_mut()[..len])?;
         // SAFETY: `product` has written every element.
         unsafe { y.set_len(len) };
         Ok(y)
@@ -267,6 +280,34 @@ fn product(w: impl Rows, x: &[f32], rows: usize, y: &mut [MaybeUninit<f32>]) -> 
     Ok(())
 }
 
+/// Runs `rounds` rounds of F32 multiply-adds on registers alone, on the calling thread, and
+/// returns the operations done (a multiplication and an addition are two): the ceiling of every
+/// F32 product.
+///
+/// # Errors
+/// A bad `QUANTBENCH_CPU_PATH`.
+pub fn multiply_adds(rounds: usize) -> Result<f64> {
+    let path = path()?;
+    // Opaque, and such that the sums stay near 1 however many there are.
+    let operands = black_box([0.5; peak::OPERANDS]);
+    // SAFETY: `path` is available.
+    let (sum, flop) = unsafe { paths::multiply_adds(path, rounds, &operands) };
+    black_box(sum);
+    Ok(flop)
+}
+
+/// Loads all of `data` (but a tail of less than 1 KiB), on the calling thread, and does nothing
+/// with it: the ceiling of everything that reads memory.
+///
+/// # Errors
+/// A bad `QUANTBENCH_CPU_PATH`.
+pub fn read(data: &[f32]) -> Result<()> {
+    let path = path()?;
+    // SAFETY: `path` is available.
+    black_box(unsafe { paths::read(path, black_box(data)) });
+    Ok(())
+}
+
 /// Runs `task` on ranges of `step` rows that cut `0..n`, each once.
 fn split(n: usize, step: usize, parallel: bool, task: impl Fn(Range<usize>) + Sync) {
     let tasks = n.div_ceil(step);
@@ -291,6 +332,11 @@ fn split(n: usize, step: usize, parallel: bool, task: impl Fn(Range<usize>) + Sy
         }
         work();
     });
+}
+
+/// Rows in each of the fewest parts of `rows` that have at most `most` of them.
+fn even_step(rows: usize, most: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
 }
 
 /// Room for `len` F32 numbers, for one task: the only allocation of a kernel.

@@ -2,6 +2,7 @@
 
 use super::Path;
 use super::kernel::{self, Product, Tile};
+use super::peak;
 use super::portable::Portable;
 use super::rows::Rows;
 use std::ops::Range;
@@ -28,6 +29,21 @@ macro_rules! entry_points {
             ) {
                 // SAFETY: the caller vouches for the instructions and the pointers.
                 unsafe { kernel::tile::<$isa, W>(w, weight_rows, p, tile, workspace) }
+            }
+
+            $(#[$attribute])*
+            pub unsafe fn multiply_adds(
+                rounds: usize,
+                operands: &[f32; peak::OPERANDS],
+            ) -> (f32, f64) {
+                // SAFETY: the caller vouches for the instructions.
+                unsafe { peak::multiply_adds::<$isa>(rounds, operands) }
+            }
+
+            $(#[$attribute])*
+            pub unsafe fn read(data: &[f32]) -> f32 {
+                // SAFETY: the caller vouches for the instructions.
+                unsafe { peak::read::<$isa>(data) }
             }
         }
     };
@@ -80,6 +96,44 @@ pub unsafe fn tile<W: Rows>(
             #[cfg(target_arch = "x86_64")]
             Path::Avx2 => avx2::tile(w, weight_rows, p, tile, workspace),
             _ => portable::tile(w, weight_rows, p, tile, workspace),
+        }
+    }
+}
+
+/// [`peak::multiply_adds`] on `path`.
+///
+/// # Safety
+/// `path` is available.
+pub unsafe fn multiply_adds(
+    path: Path,
+    rounds: usize,
+    operands: &[f32; peak::OPERANDS],
+) -> (f32, f64) {
+    // SAFETY: passed on.
+    unsafe {
+        match path {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 => avx512::multiply_adds(rounds, operands),
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 => avx2::multiply_adds(rounds, operands),
+            _ => portable::multiply_adds(rounds, operands),
+        }
+    }
+}
+
+/// [`peak::read`] on `path`.
+///
+/// # Safety
+/// `path` is available.
+pub unsafe fn read(path: Path, data: &[f32]) -> f32 {
+    // SAFETY: passed on.
+    unsafe {
+        match path {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 => avx512::read(data),
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 => avx2::read(data),
+            _ => portable::read(data),
         }
     }
 }

@@ -4,6 +4,7 @@
 // Element-wise loops over two arrays read best with an index.
 #![allow(clippy::needless_range_loop)]
 
+use super::int8_dot::Dot;
 use super::isa::{Isa, word};
 use half::{bf16, f16};
 
@@ -129,6 +130,51 @@ impl Isa for Portable {
                 *v = (code as f32 - zero) * scale;
             }
         }
+        v
+    }
+}
+
+/// Codes that the compiler makes vectors of; of fewer it makes none.
+const CODES: usize = 64;
+
+// SAFETY: as above.
+impl Dot for Portable {
+    const CODES: usize = CODES;
+    const INPUTS: usize = 6;
+    type Sums = i32;
+    type Weights = [i16; CODES];
+    type Inputs = [i16; CODES];
+
+    #[inline(always)]
+    unsafe fn zero() -> i32 {
+        0
+    }
+
+    #[inline(always)]
+    unsafe fn weights(p: *const u8) -> [i16; CODES] {
+        let bytes = unsafe { p.cast::<[i8; CODES]>().read_unaligned() };
+        let mut wide = [0; CODES];
+        for i in 0..CODES {
+            wide[i] = i16::from(bytes[i]);
+        }
+        wide
+    }
+
+    #[inline(always)]
+    unsafe fn inputs(p: *const i8) -> [i16; CODES] {
+        unsafe { Self::weights(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products(mut s: i32, w: [i16; CODES], x: [i16; CODES]) -> i32 {
+        for i in 0..CODES {
+            s += i32::from(w[i]) * i32::from(x[i]);
+        }
+        s
+    }
+
+    #[inline(always)]
+    unsafe fn totals(v: [i32; 4]) -> [i32; 4] {
         v
     }
 }

@@ -4,9 +4,11 @@
 //! This file holds what both need: the names of rows, and which of them compare.
 
 mod sentences;
+mod sweep;
 mod tables;
 
 pub use sentences::{FILES, headline, method_notes, notices, options, warnings};
+pub use sweep::{first_workload, sweep};
 pub use tables::{
     Cell, Column, Kind, PARTS, Part, Row, Table, domains, memory, methods, pairs, results, texts,
 };
@@ -68,26 +70,28 @@ pub fn comparable(tables: &Tables, row: &ResultRow) -> bool {
     protocol(tables).is_none_or(|protocol| row.protocol == protocol)
 }
 
-/// The row that `row` is compared with: the reference precision, all other axes equal
-/// (the KV cache where possible: the reference may have been measured with one only).
+/// The row that `row` is compared with: the reference precision with its first KV cache, all
+/// other axes equal.
 pub fn reference_of<'a>(tables: &'a Tables, row: &ResultRow) -> Option<&'a ResultRow> {
     let reference = &tables.info.reference;
-    tables
-        .results
-        .iter()
-        .filter(|r| {
-            !reference.is_empty()
-                && r.precision == *reference
-                && r.model == row.model
-                && r.device == row.device
-                && r.batch == row.batch
-                && r.prompt_tokens == row.prompt_tokens
-        })
-        .max_by_key(|r| r.kv_cache == row.kv_cache)
+    tables.results.iter().find(|r| {
+        !reference.is_empty()
+            && r.precision == *reference
+            && r.model == row.model
+            && r.device == row.device
+            && r.batch == row.batch
+            && r.prompt_tokens == row.prompt_tokens
+    })
 }
 
-pub(super) fn is_reference(tables: &Tables, precision: &str) -> bool {
-    !tables.info.reference.is_empty() && precision == tables.info.reference
+/// Whether differences refer to rows of this precision and KV cache.
+pub(super) fn is_reference(tables: &Tables, precision: &str, kv_cache: &str) -> bool {
+    let reference = &tables.info.reference;
+    !reference.is_empty() && precision == *reference && {
+        let mut rows = tables.results.iter();
+        rows.find(|r| r.precision == *reference)
+            .is_none_or(|r| r.kv_cache == kv_cache)
+    }
 }
 
 /// 95 % interval of a row's perplexity. Paired where the difference to the reference has one:
@@ -121,6 +125,12 @@ pub enum Interval {
     Paired,
     /// ±1.96 standard errors: how much another text would change the number.
     Text,
+}
+
+/// Whether any row's speed was related to what the machine can do.
+pub fn has_shares(tables: &Tables) -> bool {
+    let mut rows = tables.results.iter();
+    rows.any(|row| row.mbu.is_some() || row.mfu.is_some())
 }
 
 /// The unit for every amount of memory in the report.

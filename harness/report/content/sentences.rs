@@ -17,9 +17,14 @@ pub fn headline(tables: &Tables) -> String {
     if fine().next().is_none() {
         return "No precision was measured to the end; the table gives the reason for each.".into();
     }
+    if fine().all(|row| row.perplexity.is_none()) {
+        return without_quality(tables);
+    }
     // The smallest row that is still close; rows within 2 % of its memory compete on quality.
     let close: Vec<(&ResultRow, u64, f64)> = fine()
-        .filter(|row| !is_reference(tables, &row.precision) && comparable(tables, row))
+        .filter(|row| {
+            !is_reference(tables, &row.precision, &row.kv_cache) && comparable(tables, row)
+        })
         .filter_map(|row| {
             let delta = row.delta_nll_nats.filter(|d| *d <= HEADLINE_MOST_DELTA)?;
             let reference = reference_of(tables, row)?;
@@ -41,7 +46,7 @@ pub fn headline(tables: &Tables) -> String {
             let measured = fine().count();
             let noun = if measured == 1 { "row" } else { "rows" };
             let reference = one_line(&tables.info.reference);
-            if !fine().any(|row| is_reference(tables, &row.precision)) {
+            if !fine().any(|row| is_reference(tables, &row.precision, &row.kv_cache)) {
                 let why = match reference.as_str() {
                     "" => "no reference was measured".to_string(),
                     name => format!("the reference {name} has no result"),
@@ -56,6 +61,22 @@ pub fn headline(tables: &Tables) -> String {
                 )
             }
         }
+    }
+}
+
+/// The headline of a run that measured memory and speed only: its smallest row.
+fn without_quality(tables: &Tables) -> String {
+    let others = tables.results.iter().filter(|row| {
+        row.status == Status::Ok && !is_reference(tables, &row.precision, &row.kv_cache)
+    });
+    let smaller = others.filter(|row| {
+        reference_of(tables, row).is_some_and(|reference| {
+            reference.status == Status::Ok && row.peak_memory_bytes < reference.peak_memory_bytes
+        })
+    });
+    match smaller.min_by_key(|row| row.peak_memory_bytes) {
+        Some(row) => versus_reference(tables, row),
+        None => "Memory and speed were measured; quality was not.".into(),
     }
 }
 
@@ -104,7 +125,7 @@ fn versus_reference(tables: &Tables, row: &ResultRow) -> String {
             "its perplexity changes by {} %",
             format::signed(format::percent(delta), 1)
         ),
-        _ => String::new(),
+        _ => "its quality was not measured".into(),
     };
     format!("{name} {memory}{speed}; {quality}.")
 }
@@ -145,6 +166,7 @@ pub fn notices(tables: &Tables) -> Vec<String> {
             failed.join(", ")
         ));
     }
+    notices.extend(sweep::notice(tables));
     let protocols: BTreeSet<&str> = tables
         .results
         .iter()
@@ -214,6 +236,7 @@ pub fn method_notes(tables: &Tables) -> Vec<(&'static str, String)> {
     );
     note("Memory", memory_note(tables));
     note("Speed", speed_note(tables));
+    note("MBU and MFU", shares_note(tables));
     note("Kernels", kernels_note(tables));
     note(
         "Quantizing",
@@ -223,7 +246,9 @@ pub fn method_notes(tables: &Tables) -> Vec<(&'static str, String)> {
             .into(),
     );
     note("Model", model_note(tables));
+    note("GPU while timed", gpu_note(tables));
     note("Machine", machine_note(tables));
+    note("Roofline", roofline_note(tables));
     note("Version", {
         let commit = match info.git_commit.as_str() {
             "" => String::new(),
@@ -313,7 +338,7 @@ fn intervals_note(tables: &Tables) -> String {
     let standard_error = tables
         .results
         .iter()
-        .find(|r| is_reference(tables, &r.precision))
+        .find(|r| is_reference(tables, &r.precision, &r.kv_cache))
         .or(tables.results.first())
         .and_then(|r| Some((r.precision.clone(), r.perplexity_se?)))
         .map(|(precision, se)| {
@@ -386,14 +411,116 @@ fn speed_note(tables: &Tables) -> String {
         (Some(n), 1) => format!(", {n} threads"),
         _ => String::new(),
     };
+    let of = match tables.info.model.source_format.as_str() {
+        "synthetic" => "random tokens",
+        _ => "tokens of evaluation text",
+    };
     format!(
-        "A prompt of {} tokens of evaluation text, then {} tokens generated from that depth, batch \
+        "A prompt of {} {of}, then {} tokens generated from that depth, batch \
          {}{threads}. Tokens per second of wall time: median of {repetitions} after warm-up in the \
          same shape, ± standard deviation. Precisions took turns in a seeded order. Prefill \
          computes the output head for the last position only. Raw times are in samples.csv.",
         amount(row.prompt_tokens),
         amount(row.generated_tokens),
         amount(row.batch),
+    )
+}
+
+fn shares_note(tables: &Tables) -> String {
+    if !has_shares(tables) {
+        return String::new();
+    }
+    let mut shares = tables.results.iter().filter_map(|row| row.mbu);
+    let beyond = match shares.any(|mbu| mbu > 1.0) {
+        true => ", as it does here",
+        false => "",
+    };
+    format!(
+        "Shares of what this machine can do at most, measured in this run (see Roofline). MBU, \
+         memory bandwidth utilization of decoding: the bytes that a step has to read (codes and \
+         scales of the blocks, output head, norms, keys and values of all positions seen) times \
+         steps per second, over the memory bandwidth. MFU, model FLOP utilization of prefill: the \
+         operations that the prompt needs (two per weight of the blocks and token, the head for \
+         the last position, attention) per second, over the arithmetic rate. Where the weights \
+         fit a cache they are not read from memory: MBU can then exceed 100 %{beyond}, and says \
+         nothing about larger models."
+    )
+}
+
+fn gpu_note(tables: &Tables) -> String {
+    let lines: Vec<String> = tables
+        .results
+        .iter()
+        .filter_map(|row| {
+            let clock = row
+                .gpu_clock_mhz_median
+                .map(|mhz| format!("{} MHz", format::number(mhz, 0)));
+            let throttled = row.throttled.map(|throttled| match throttled {
+                true => "clock held down".to_string(),
+                false => "clock free".to_string(),
+            });
+            let energy = row
+                .joules_per_token
+                .map(|joules| format!("{} J per token", format::seconds(joules)));
+            let parts: Vec<String> = [clock, throttled, energy].into_iter().flatten().collect();
+            (!parts.is_empty()).then(|| format!("{}: {}", label(tables, row), parts.join(", ")))
+        })
+        .collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    format!(
+        "Read from the driver (NVML) in the timed repetitions: median clock of the \
+         multiprocessors, whether power, heat or hardware held it down, and the energy of the \
+         decode phase over its tokens. {}.",
+        lines.join("; ")
+    )
+}
+
+fn roofline_note(tables: &Tables) -> String {
+    let Some(roofline) = &tables.info.roofline else {
+        return String::new();
+    };
+    let giga = |rate: f64| format::number(rate / 1e9, format::three_digits(rate / 1e9));
+    let size = |bytes: u64| {
+        ByteUnit {
+            decimals: 0,
+            ..ByteUnit::for_largest([bytes])
+        }
+        .with_unit(bytes)
+    };
+    let threads = match roofline.threads {
+        Some(1) => ", one thread".to_string(),
+        Some(n) => format!(", {n} threads"),
+        None => String::new(),
+    };
+    let caches = match roofline.last_level_cache_bytes {
+        Some(bytes) => format!(" (last-level caches {})", size(bytes)),
+        None => String::new(),
+    };
+    let rates: Vec<String> = [
+        ("F32", roofline.f32_flop_s),
+        ("F16 matrix products", roofline.f16_gemm_flop_s),
+        ("FP8 matrix products", roofline.fp8_gemm_flop_s),
+        ("INT8 matrix products", roofline.int8_gemm_op_s),
+    ]
+    .into_iter()
+    .filter_map(|(what, rate)| Some(format!("{what} {} GFLOP/s", giga(rate?))))
+    .collect();
+    let arithmetic = match one_line(&roofline.arithmetic) {
+        how if how.is_empty() || rates.is_empty() => rates.join(", "),
+        how => format!("{} ({how})", rates.join(", ")),
+    };
+    format!(
+        "Measured in a process of its own before the timing ({}{threads}): reading a buffer of \
+         {}{caches} {} GB/s, copying it {} GB/s (bytes read and written); the better one counts. \
+         Arithmetic: {arithmetic}. Best of {} passes each, {} s in all.",
+        one_line(&roofline.device),
+        size(roofline.buffer_bytes),
+        giga(roofline.read_bytes_s),
+        giga(roofline.copy_bytes_s),
+        roofline.repetitions,
+        format::seconds(roofline.seconds),
     )
 }
 
@@ -434,9 +561,17 @@ fn model_note(tables: &Tables) -> String {
     if model.name.is_empty() {
         return String::new();
     }
+    let hashes = match model.weights_sha256.as_str() {
+        "" => "No weights and no tokenizer: random codes in these shapes.".into(),
+        weights => format!(
+            "Weights SHA-256 {}; tokenizer SHA-256 {}.",
+            one_line(weights),
+            one_line(&model.tokenizer_sha256)
+        ),
+    };
     format!(
         "{} ({}, {}), {} parameters of which {} in quantized matrices, {} layers, width {}, \
-         vocabulary {}. Weights SHA-256 {}; tokenizer SHA-256 {}.",
+         vocabulary {}. {hashes}",
         one_line(&model.name),
         one_line(&model.architecture),
         one_line(&model.source_format),
@@ -445,8 +580,6 @@ fn model_note(tables: &Tables) -> String {
         model.layers,
         format::count(model.hidden_size),
         format::count(model.vocab_size),
-        one_line(&model.weights_sha256),
-        one_line(&model.tokenizer_sha256),
     )
 }
 
@@ -472,6 +605,28 @@ fn machine_note(tables: &Tables) -> String {
         }
     }
     parts.push(one_line(&format!("{} {}", host.os, host.kernel)));
+    parts.extend(host.gpus.iter().map(|gpu| {
+        let memory = gpu.memory_bytes.map(|bytes| {
+            let size = ByteUnit {
+                decimals: 0,
+                ..ByteUnit::for_largest([bytes])
+            };
+            size.with_unit(bytes)
+        });
+        let power = gpu
+            .power_limit_w
+            .map(|watts| format!("{} W at most", format::number(watts, 0)));
+        let details: Vec<String> = memory.into_iter().chain(power).collect();
+        match details.is_empty() {
+            true => one_line(&gpu.name),
+            false => format!("{} ({})", one_line(&gpu.name), details.join(", ")),
+        }
+    }));
+    parts.extend(
+        host.gpu_driver
+            .iter()
+            .map(|version| format!("GPU driver {}", one_line(version))),
+    );
     format!("{}.", parts.join(", "))
 }
 

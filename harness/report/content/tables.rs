@@ -45,14 +45,14 @@ pub struct Cell {
 }
 
 impl Cell {
-    fn new(text: impl Into<String>, extra: impl Into<String>) -> Self {
+    pub(super) fn new(text: impl Into<String>, extra: impl Into<String>) -> Self {
         Cell {
             text: text.into(),
             extra: extra.into(),
         }
     }
 
-    fn optional(text: Option<String>) -> Self {
+    pub(super) fn optional(text: Option<String>) -> Self {
         Cell::new(text.unwrap_or_else(|| ABSENT.into()), "")
     }
 
@@ -66,7 +66,7 @@ impl Cell {
     }
 }
 
-fn column(head: &str, unit: &str, short: &str, kind: Kind) -> Column {
+pub(super) fn column(head: &str, unit: &str, short: &str, kind: Kind) -> Column {
     Column {
         head: head.into(),
         unit: unit.into(),
@@ -121,7 +121,7 @@ pub(super) fn result_percent_decimals(tables: &Tables) -> usize {
     )
 }
 
-fn rate(median: Option<f64>, sd: Option<f64>, decimals: usize) -> Cell {
+pub(super) fn rate(median: Option<f64>, sd: Option<f64>, decimals: usize) -> Cell {
     match median {
         None => Cell::new(ABSENT, ""),
         Some(median) => Cell::new(
@@ -132,7 +132,7 @@ fn rate(median: Option<f64>, sd: Option<f64>, decimals: usize) -> Cell {
     }
 }
 
-fn rate_decimals<'a>(
+pub(super) fn rate_decimals<'a>(
     rows: impl IntoIterator<Item = &'a ResultRow>,
     value: fn(&ResultRow) -> Option<f64>,
 ) -> usize {
@@ -142,6 +142,12 @@ fn rate_decimals<'a>(
         .max()
         .unwrap_or(1)
         .min(1)
+}
+
+/// Decimals of a column of shares in %: one where all are small.
+fn share_decimals(tables: &Tables, share: fn(&ResultRow) -> Option<f64>) -> usize {
+    let small = |share: f64| share < 0.1;
+    usize::from(tables.results.iter().filter_map(share).all(small))
 }
 
 /// The main table: one line per row of `results.csv`, failed ones included.
@@ -157,13 +163,23 @@ pub fn results(tables: &Tables) -> Table {
     let percent = result_percent_decimals(tables);
     let prefill = rate_decimals(&tables.results, |r| r.prefill_tok_s);
     let decode = rate_decimals(&tables.results, |r| r.decode_tok_s);
-    let columns = vec![
+    // Runs from before these were measured, and runs without a timing, have neither.
+    let shares = has_shares(tables);
+    let share_cell = |row: &ResultRow, share: fn(&ResultRow) -> Option<f64>| {
+        shares.then(|| {
+            let decimals = share_decimals(tables, share);
+            Cell::optional(share(row).map(|s| format::number(100.0 * s, decimals)))
+        })
+    };
+    let share_column =
+        |head: &str| shares.then(|| column(head, "%", &format!("{head}%"), Kind::Number));
+    let mut columns = vec![
         column("Precision", "", "precision", Kind::Word),
         column("Perplexity", "", "ppl", Kind::Number),
         column(
             &format!("Change from {against}"),
             "%, 95 % interval",
-            "change % [95 % interval]",
+            "change % [95 % CI]",
             Kind::Number,
         ),
         column("Weights", "bits each", "bits/w", Kind::Number),
@@ -174,16 +190,20 @@ pub fn results(tables: &Tables) -> Table {
             Kind::Number,
         ),
         column("Prefill", "tok/s", "prefill/s", Kind::Number),
-        column("Decode", "tok/s", "decode/s", Kind::Number),
+    ];
+    columns.extend(share_column("MFU"));
+    columns.push(column("Decode", "tok/s", "decode/s", Kind::Number));
+    columns.extend(share_column("MBU"));
+    columns.extend([
         column("Quantize", "s", "quant s", Kind::Number),
         column("Status", "", "status", Kind::Prose),
-    ];
+    ]);
     let rows = tables
         .results
         .iter()
         .map(|row| {
             let own_protocol = comparable(tables, row);
-            let change = if is_reference(tables, &row.precision) {
+            let change = if is_reference(tables, &row.precision, &row.kv_cache) {
                 Cell::new(
                     if row.perplexity.is_some() {
                         "reference"
@@ -202,25 +222,28 @@ pub fn results(tables: &Tables) -> Table {
             } else {
                 Cell::new(ABSENT, "")
             };
+            let mut cells = vec![
+                Cell::new(label(tables, row), ""),
+                match row.perplexity {
+                    Some(value) if own_protocol => Cell::new(format::number(value, perplexity), ""),
+                    Some(_) => Cell::new(ABSENT, one_line(&row.protocol)),
+                    None => Cell::new(ABSENT, ""),
+                },
+                change,
+                Cell::optional(row.bits_per_weight.map(|b| format::number(b, 2))),
+                Cell::optional(row.peak_memory_bytes.map(|b| unit.number(b))),
+                rate(row.prefill_tok_s, row.prefill_tok_s_sd, prefill),
+            ];
+            cells.extend(share_cell(row, |r| r.mfu));
+            cells.push(rate(row.decode_tok_s, row.decode_tok_s_sd, decode));
+            cells.extend(share_cell(row, |r| r.mbu));
+            cells.extend([
+                Cell::optional(row.quantize_s.map(format::seconds)),
+                Cell::new(row.status.word(), one_line(&row.error)),
+            ]);
             Row {
                 failed: row.status != Status::Ok,
-                cells: vec![
-                    Cell::new(label(tables, row), ""),
-                    match row.perplexity {
-                        Some(value) if own_protocol => {
-                            Cell::new(format::number(value, perplexity), "")
-                        }
-                        Some(_) => Cell::new(ABSENT, one_line(&row.protocol)),
-                        None => Cell::new(ABSENT, ""),
-                    },
-                    change,
-                    Cell::optional(row.bits_per_weight.map(|b| format::number(b, 2))),
-                    Cell::optional(row.peak_memory_bytes.map(|b| unit.number(b))),
-                    rate(row.prefill_tok_s, row.prefill_tok_s_sd, prefill),
-                    rate(row.decode_tok_s, row.decode_tok_s_sd, decode),
-                    Cell::optional(row.quantize_s.map(format::seconds)),
-                    Cell::new(row.status.word(), one_line(&row.error)),
-                ],
+                cells,
             }
         })
         .collect();
@@ -258,7 +281,7 @@ pub fn domains(tables: &Tables) -> Table {
                     None => Cell::new(ABSENT, ""),
                     Some(row) => {
                         let extra = match row.delta_nll_nats {
-                            Some(delta) if !is_reference(tables, &row.precision) => {
+                            Some(delta) if !is_reference(tables, &row.precision, &row.kv_cache) => {
                                 format!("{} %", format::signed(format::percent(delta), percent))
                             }
                             _ => row
@@ -416,11 +439,13 @@ pub fn methods(tables: &Tables) -> Table {
         column("Reported while quantizing", "", "notes", Kind::Prose),
         column("Packed file", "SHA-256", "packed", Kind::Word),
     ];
-    let rows = tables
-        .info
-        .cells
+    let cells = &tables.info.cells;
+    let rows = cells
         .iter()
-        .map(|cell| {
+        .enumerate()
+        // The same for every KV cache.
+        .filter(|(i, cell)| cells[..*i].iter().all(|c| c.precision != cell.precision))
+        .map(|(_, cell)| {
             let parameters: Vec<String> = cell
                 .parameters
                 .iter()

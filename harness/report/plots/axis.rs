@@ -1,4 +1,5 @@
-//! A linear axis with round ticks, and the frame that two of them make.
+//! An axis with round ticks, or ticks at the values of a sweep, and the frame that two of them
+//! make.
 
 use super::scene::{Align, Point, Scene, text_width};
 use super::style::{EDGE, GRID, QUIET, TEXT};
@@ -11,6 +12,8 @@ pub struct Axis {
     pub max: f64,
     pub ticks: Vec<f64>,
     decimals: usize,
+    /// Whether places are logarithms to base 2 of what the labels say.
+    log2: bool,
 }
 
 impl Axis {
@@ -61,11 +64,45 @@ impl Axis {
             max,
             ticks,
             decimals,
+            log2: false,
+        }
+    }
+
+    /// Covers `values` (all above zero) on a logarithmic scale, with ticks at as many of them as
+    /// have room for a label.
+    pub fn log2(values: impl IntoIterator<Item = u64>) -> Self {
+        const ROOM: f64 = 0.11;
+        let mut places: Vec<f64> = values.into_iter().map(|v| (v as f64).log2()).collect();
+        places.sort_by(f64::total_cmp);
+        let (low, high) = match (places.first(), places.last()) {
+            (Some(low), Some(high)) => (*low, *high),
+            _ => (0.0, 1.0),
+        };
+        let room = (0.06 * (high - low)).max(0.1);
+        let (min, max) = (low - room, high + room);
+        let mut ticks: Vec<f64> = vec![];
+        for place in places {
+            if ticks
+                .last()
+                .is_none_or(|last| place - last >= ROOM * (max - min))
+            {
+                ticks.push(place);
+            }
+        }
+        Axis {
+            min,
+            max,
+            ticks,
+            decimals: 0,
+            log2: true,
         }
     }
 
     pub fn label(&self, tick: f64) -> String {
-        format::number(tick, self.decimals)
+        match self.log2 {
+            true => format::number(tick.exp2().round(), 0),
+            false => format::number(tick, self.decimals),
+        }
     }
 
     /// Where a value lies, from 0 to 1.

@@ -12,6 +12,7 @@ use crate::report::record::QualityRow;
 pub const PLOT: Plot = Plot {
     name: "domains",
     title: "Change of perplexity by kind of text",
+    whole_sweep: false,
     caption,
     draw,
 };
@@ -28,9 +29,6 @@ struct Change {
 }
 
 fn change(tables: &Tables, row: &QualityRow) -> Option<Change> {
-    if row.precision == tables.info.reference {
-        return None;
-    }
     let finite = |nats: Option<f64>| {
         nats.map(format::percent)
             .filter(|percent| percent.is_finite() && percent.abs() < 1e9)

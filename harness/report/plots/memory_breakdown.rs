@@ -13,6 +13,7 @@ use plotters::style::RGBColor;
 pub const PLOT: Plot = Plot {
     name: "memory_breakdown",
     title: "Memory by part",
+    whole_sweep: false,
     caption,
     draw,
 };

@@ -5,6 +5,9 @@
 //! tested without pixels.
 
 pub mod axis;
+pub mod curves;
+pub mod decode_vs_batch;
+pub mod decode_vs_context;
 pub mod domains;
 pub mod labels;
 pub mod memory_breakdown;
@@ -21,6 +24,7 @@ use super::content;
 use super::csv::{Tables, beside, write_whole};
 use super::record::{ResultRow, Status};
 use crate::{Error, Result};
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 /// One plot.
@@ -28,7 +32,10 @@ pub struct Plot {
     /// File name without extension.
     pub name: &'static str,
     pub title: &'static str,
-    /// What is to be seen, how it was made, and which rows are missing.
+    /// Whether it is given the rows of every batch and context, or those of the first.
+    pub whole_sweep: bool,
+    /// What is to be seen, how it was made, and which rows are missing. Without
+    /// a caption and a picture there is nothing to say: the plot is left out.
     pub caption: fn(&Tables) -> String,
     /// Nothing where no row has the numbers that the plot needs.
     pub draw: fn(&Tables) -> Option<Scene>,
@@ -40,7 +47,19 @@ pub static PLOTS: &[Plot] = &[
     speed_vs_memory::PLOT,
     domains::PLOT,
     memory_breakdown::PLOT,
+    decode_vs_batch::PLOT,
+    decode_vs_context::PLOT,
 ];
+
+impl Plot {
+    /// The rows that it shows.
+    fn tables<'a>(&self, tables: &'a Tables) -> Cow<'a, Tables> {
+        match self.whole_sweep {
+            true => Cow::Borrowed(tables),
+            false => content::first_workload(tables),
+        }
+    }
+}
 
 /// A plot of one run, or the sentence in its place.
 pub struct Figure {
@@ -55,8 +74,9 @@ pub fn figures(tables: &Tables) -> Result<Vec<Figure>> {
     PLOTS
         .iter()
         .map(|plot| {
-            let caption = (plot.caption)(tables);
-            let svg = match (plot.draw)(tables) {
+            let tables = plot.tables(tables);
+            let caption = (plot.caption)(&tables);
+            let svg = match (plot.draw)(&tables) {
                 Some(scene) => Some(scene::svg(&scene, plot.title, &caption)?),
                 None => None,
             };
@@ -66,12 +86,17 @@ pub fn figures(tables: &Tables) -> Result<Vec<Figure>> {
 }
 
 impl Figure {
+    /// Whether there is a picture, or a sentence to say why there is none.
+    pub fn is_shown(&self) -> bool {
+        self.svg.is_some() || !self.caption.is_empty()
+    }
+
     /// Writes `<name>.svg` and `<name>.png` into `dir` and names them.
     pub fn save(&self, svg: &str, tables: &Tables, dir: &Path) -> Result<Vec<PathBuf>> {
         let [svg_file, png_file] = self.files(dir);
         write_whole(&svg_file, svg.as_bytes())?;
         let mut written = vec![svg_file];
-        if let Some(scene) = (self.plot.draw)(tables) {
+        if let Some(scene) = (self.plot.draw)(&self.plot.tables(tables)) {
             let temporary = beside(&png_file);
             scene::png(&scene, &temporary)?;
             std::fs::rename(&temporary, &png_file).map_err(|e| {

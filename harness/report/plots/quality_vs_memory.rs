@@ -10,6 +10,7 @@ use crate::report::record::ResultRow;
 pub const PLOT: Plot = Plot {
     name: "quality_vs_memory",
     title: "Perplexity and peak memory",
+    whole_sweep: false,
     caption,
     draw,
 };
@@ -27,7 +28,8 @@ fn bar(tables: &Tables, row: &ResultRow) -> Option<(f64, f64, Interval)> {
         .results
         .iter()
         .any(|r| content::perplexity_interval(r).is_some_and(|i| i.2 == Interval::Paired));
-    if paired && row.precision == tables.info.reference {
+    let is_reference = row.precision == tables.info.reference && row.delta_nll_nats.is_none();
+    if paired && is_reference {
         return None;
     }
     content::perplexity_interval(row)

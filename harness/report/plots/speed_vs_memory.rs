@@ -10,6 +10,7 @@ use crate::report::record::ResultRow;
 pub const PLOT: Plot = Plot {
     name: "speed_vs_memory",
     title: "Decoding speed and peak memory",
+    whole_sweep: false,
     caption,
     draw,
 };

@@ -68,14 +68,16 @@ pub struct Style {
 
 /// Families of precisions by the start of their id; the longest match counts. Others get a style
 /// from their name.
-const FAMILIES: [(&str, RGBColor, Marker); 10] = [
+const FAMILIES: [(&str, RGBColor, Marker); 12] = [
     ("fp32", GREY, Marker::Pentagon),
     ("fp16", GREY, Marker::Disc),
     ("bf16", GREY, Marker::Cross),
     ("fp8", BLUE, Marker::Square),
     ("fp8-e5m2", SKY, Marker::Square),
+    ("fp8-w8a8", BLUE, Marker::Pentagon),
     ("int8", GREEN, Marker::Diamond),
     ("int8-tensor", OLIVE, Marker::Diamond),
+    ("int8-w8a8", GREEN, Marker::Cross),
     ("awq", RED, Marker::Up),
     ("gptq", PURPLE, Marker::Star),
     ("rtn", ORANGE, Marker::Down),

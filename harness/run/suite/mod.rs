@@ -1,26 +1,32 @@
 //! A run: every precision of one model, each finished cell on disk at once.
 
 mod cell;
+mod roofline;
 mod rows;
+mod sweep;
+mod telemetry;
 mod texts;
 mod timing;
 
 pub use texts::CALIBRATION_WINDOW;
 
-use self::cell::{Cell, Step, one_line};
-use self::texts::{Text, refuse_shared_texts, spread, windows_of};
-use super::child::{Child, Outcome};
+use self::cell::{Cell, Point, State, Step};
+use self::telemetry::Watched;
+use self::texts::{Text, Texts, windows_of};
+use super::child::{Child, Ending, Outcome};
 use super::host;
-use super::job::{Event, Job, JobText, MeasureJob, QuantizeJob, QuantizeResult};
+use super::job::{Event, Job, JobText, MeasureJob, Place, QuantizeJob, QuantizeResult, Subject};
 use super::progress::Progress;
 use crate::data::protocol::Protocol;
-use crate::data::{self, Kind};
+use crate::device::DeviceChoice;
 use crate::measure::quality::WindowScore;
 use crate::measure::speed::Workload;
 use crate::measure::stats;
+use crate::measure::telemetry::Telemetry;
+use crate::model::config::Config;
 use crate::model::kv_cache::KvPrecision;
-use crate::model::tokenizer::Tokenizer;
 use crate::model::weights::{self, WeightSource};
+use crate::packed::gpu::Choice;
 use crate::quant::{self, QuantMethod};
 use crate::report::Tables;
 use crate::report::record::{CellDetail, METRICS_VERSION, ModelInfo, ResultRow, RunInfo, Status};
@@ -37,13 +43,14 @@ pub const OVERALL: &str = "overall";
 /// What to measure and how; every field ends up in `run.json`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Options {
-    /// Folder or GGUF file; the embedded model without one.
+    /// Folder, GGUF file or `synthetic:ID`; the embedded model without one.
     pub model: Option<PathBuf>,
     pub tokenizer: Option<PathBuf>,
     pub precisions: Vec<String>,
     /// `None` leaves the differences empty.
     pub reference: Option<String>,
-    pub kv: String,
+    /// Precisions of the KV cache; differences refer to the reference with the first.
+    pub kv: Vec<String>,
     /// Evaluation texts; all embedded ones if empty.
     pub datasets: Vec<String>,
     /// Calibration texts; all embedded ones if empty.
@@ -53,9 +60,18 @@ pub struct Options {
     pub limit: Option<usize>,
     /// Calibration windows in all, spread over the texts.
     pub calibration_limit: Option<usize>,
+    /// The context without `context`.
     pub prompt_tokens: usize,
+    /// Prompt lengths: the depths from which tokens are generated.
+    pub context: Vec<usize>,
     pub gen_tokens: usize,
-    pub batch: usize,
+    pub batch: Vec<usize>,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Which kernels of a GPU multiply by weights.
+    pub kernels: Choice,
+    /// Whether a GPU's decode steps are recorded and replayed.
+    pub graphs: bool,
     pub reps: usize,
     pub threads: usize,
     pub seed: u64,
@@ -84,8 +100,13 @@ impl Finished {
 /// Everything that a run needs, prepared before the first child starts.
 struct Suite<'a> {
     options: &'a Options,
+    place: Place,
+    config: Config,
+    /// Whether there are weights to quantize and texts to score.
+    has_weights: bool,
     protocol: Protocol,
-    workload: Workload,
+    /// Every batch with every context, in the order of the rows.
+    workloads: Vec<Workload>,
     texts: Vec<Text>,
     calibration: Vec<Vec<u32>>,
     reference: Option<String>,
@@ -94,6 +115,8 @@ struct Suite<'a> {
     interrupted: &'a AtomicBool,
     started: Instant,
     cells: Vec<Cell>,
+    /// Of the GPU that is timed, if it is one that can be asked.
+    telemetry: Option<Telemetry>,
     /// Warnings of the model's source and of the texts, for every row.
     common_warnings: Vec<String>,
 }
@@ -120,11 +143,15 @@ pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> R
     suite.write(false)?;
     let mut going = true;
     for i in 0..suite.cells.len() {
-        suite.cells[i].packed = work.path().join(format!("{i}.safetensors"));
+        suite.cells[i].packed = work
+            .path()
+            .join(format!("{}.safetensors", suite.first_of(i)));
         going = going && suite.measure_cell(i)?;
         if !going {
-            suite.cells[i].row.status = Status::Skipped;
-            suite.cells[i].row.error = "stopped by the user".into();
+            suite.cells[i].fail(&Ending {
+                status: Status::Skipped,
+                message: "stopped by the user".into(),
+            });
         }
         suite.write(false)?;
     }
@@ -139,10 +166,12 @@ pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> R
 }
 
 fn check(options: &Options) -> Result<()> {
+    let least = |list: &[usize]| list.iter().copied().min().unwrap_or(1);
     for (name, value) in [
         ("--reps", options.reps),
-        ("--batch", options.batch),
         ("--prompt-tokens", options.prompt_tokens),
+        ("--batch", least(&options.batch)),
+        ("--context", least(&options.context)),
         ("--gen-tokens", options.gen_tokens),
         ("--threads", options.threads),
         ("--limit", options.limit.unwrap_or(1)),
@@ -164,8 +193,11 @@ fn check(options: &Options) -> Result<()> {
             "name some with --precisions (quantbench list)",
         ));
     }
-    KvPrecision::parse(&options.kv)?;
-    Ok(())
+    place(options)?;
+    options
+        .kv
+        .iter()
+        .try_for_each(|id| KvPrecision::parse(id).map(|_| ()))
 }
 
 /// The methods to run, each once, and whether each is timed; the reference first if it was added.
@@ -199,6 +231,7 @@ fn unsupported(
     methods: Vec<(Box<dyn QuantMethod>, bool)>,
     message: &str,
 ) -> Result<Finished> {
+    let device = place(options)?.device;
     let mut tables = Tables {
         info: base_info(options),
         ..Tables::default()
@@ -207,11 +240,11 @@ fn unsupported(
         .iter()
         .map(|(method, _)| ResultRow {
             run_id: tables.info.run_id.clone(),
-            device: "cpu".into(),
+            device: device.clone(),
             model: model_name(options),
             precision: method.id(),
             method: method.method().into(),
-            kv_cache: options.kv.clone(),
+            kv_cache: options.kv.join(","),
             status: Status::Unsupported,
             metrics_version: Some(METRICS_VERSION),
             error: message.into(),
@@ -224,6 +257,16 @@ fn unsupported(
     Ok(Finished {
         tables,
         interrupted: false,
+    })
+}
+
+/// Where the children run their models.
+fn place(options: &Options) -> Result<Place> {
+    let device = options.device.parse::<DeviceChoice>()?.resolve()?;
+    Ok(Place {
+        device: device.to_string(),
+        kernels: options.kernels,
+        graphs: options.graphs,
     })
 }
 
@@ -262,60 +305,41 @@ impl<'a> Suite<'a> {
     fn prepare(
         options: &'a Options,
         source: &dyn WeightSource,
-        methods: Vec<(Box<dyn QuantMethod>, bool)>,
+        mut methods: Vec<(Box<dyn QuantMethod>, bool)>,
         progress: Progress,
         interrupted: &'a AtomicBool,
     ) -> Result<Self> {
         let started = Instant::now();
         let protocol = Protocol::parse(&options.protocol, CALIBRATION_WINDOW)?;
         let config = source.config();
-        let longest = protocol
-            .window
-            .max(options.prompt_tokens + options.gen_tokens);
+        let has_weights = source.has_weights();
+        if !has_weights {
+            refuse_quality(options)?;
+            // Nothing is compared but speed and memory, of which it takes no part.
+            methods.retain(|(_, timed)| *timed);
+        }
+        let window = if has_weights { protocol.window } else { 0 };
+        let longest = window.max(options.longest_workload());
         if longest > config.max_position_embeddings {
             return Err(Error::usage(
                 format!(
                     "{longest} tokens are asked for, the model was made for {}",
                     config.max_position_embeddings
                 ),
-                "use a shorter --window, --prompt-tokens or --gen-tokens",
+                "use a shorter --window, --context, --prompt-tokens or --gen-tokens",
             ));
         }
-        let tokenizer = Tokenizer::load(options.model.as_deref(), options.tokenizer.as_deref())?;
-        tokenizer.check(config)?;
-
-        let read = |names: &[String], kind, window| -> Result<Vec<Text>> {
-            data::select(names, kind)?
-                .into_iter()
-                .map(|set| Text::new(set, &tokenizer, window))
-                .collect()
+        let texts = match has_weights {
+            true => Texts::read(options, config, &protocol)?,
+            false => Texts::none(sweep::random_ids(options, config.vocab_size)),
         };
-        let mut texts = read(&options.datasets, Kind::Evaluation, protocol.window)?;
-        if texts.iter().all(|t| t.info.windows == 0) {
-            return Err(Error::usage(
-                format!(
-                    "no evaluation text fills a window of {} tokens ({})",
-                    protocol.window,
-                    texts
-                        .iter()
-                        .map(|t| format!("{}: {} tokens", t.info.name, t.info.tokens))
-                        .collect::<Vec<_>>()
-                        .join(", ")
-                ),
-                "use a longer text (--datasets) or a shorter window (--window)",
-            ));
-        }
-        spread(&mut texts, options.limit);
-        let mut calibration = read(&options.calibration, Kind::Calibration, CALIBRATION_WINDOW)?;
-        spread(&mut calibration, options.calibration_limit);
-        refuse_shared_texts(&texts, &calibration)?;
-        let prompts = texts.iter().find(|t| t.info.windows > 0);
-        let workload = Workload::from_text(
-            prompts.map_or(&[][..], |t| &t.ids),
-            options.batch,
-            options.prompt_tokens,
-            options.gen_tokens,
-        )?;
+        let workloads = sweep::workloads(options, &texts.prompts)?;
+        let Texts {
+            evaluation: texts,
+            calibration,
+            tokenizer_sha256,
+            ..
+        } = texts;
 
         let mut common_warnings = source.warnings();
         common_warnings.extend(texts.iter().flat_map(|t| t.warnings.clone()));
@@ -323,10 +347,12 @@ impl<'a> Suite<'a> {
             Some(id) => Some(quant::parse(id)?.id()),
             None => None,
         };
+        // Without weights it is not added, only taken where it was asked for.
+        let reference = reference.filter(|id| methods.iter().any(|(m, _)| m.id() == *id));
         let mut info = base_info(options);
         info.reference = reference.clone().unwrap_or_default();
         info.precisions = methods.iter().map(|(m, _)| m.id()).collect();
-        info.model = model_info(source, options, &tokenizer)?;
+        info.model = model_info(source, options, tokenizer_sha256)?;
         info.texts = texts
             .iter()
             .chain(&calibration)
@@ -335,8 +361,11 @@ impl<'a> Suite<'a> {
 
         let mut suite = Suite {
             options,
+            place: place(options)?,
+            config: config.clone(),
+            has_weights,
             protocol,
-            workload,
+            workloads,
             calibration: windows_of(&calibration),
             texts,
             reference,
@@ -345,57 +374,105 @@ impl<'a> Suite<'a> {
             interrupted,
             started,
             cells: vec![],
+            telemetry: None,
             common_warnings,
         };
-        suite.cells = methods
-            .into_iter()
-            .map(|(method, timed)| suite.new_cell(method, timed))
-            .collect();
+        for (method, timed) in &methods {
+            // Of a reference that is there for quality, one row is enough.
+            let kvs = if *timed { options.kv.len() } else { 1 };
+            for kv in &options.kv[..kvs] {
+                let cell = suite.new_cell(quant::parse(&method.id())?, kv, *timed);
+                suite.cells.push(cell);
+            }
+        }
+        let texts = match has_weights {
+            true => format!(
+                "{} evaluation windows and {} calibration windows",
+                suite.texts.iter().map(|t| t.info.windows).sum::<u64>(),
+                suite.calibration.len()
+            ),
+            false => "random codes".into(),
+        };
         progress.note(&format!(
-            "{}: {:.1} M parameters, {} evaluation windows and {} calibration windows, {} threads",
+            "{}: {:.1} M parameters, {texts}, {} threads",
             suite.info.model.name,
             suite.info.model.parameters as f64 / 1e6,
-            suite.texts.iter().map(|t| t.info.windows).sum::<u64>(),
-            suite.calibration.len(),
             options.threads
         ));
         Ok(suite)
     }
 
-    fn new_cell(&self, method: Box<dyn QuantMethod>, timed: bool) -> Cell {
+    fn new_cell(&self, method: Box<dyn QuantMethod>, kv: &str, timed: bool) -> Cell {
         let id = method.id();
+        let row = |workload: &Workload| ResultRow {
+            run_id: self.info.run_id.clone(),
+            device: self.place.device.clone(),
+            model: self.info.model.name.clone(),
+            source_format: self.info.model.source_format.clone(),
+            precision: id.clone(),
+            method: method.method().into(),
+            kv_cache: kv.into(),
+            status: Status::Skipped,
+            batch: Some(workload.batch() as u64),
+            prompt_tokens: Some(workload.prompt_tokens() as u64),
+            generated_tokens: Some(workload.generated_tokens as u64),
+            error: "not reached".into(),
+            threads: Some(self.options.threads as u64),
+            seed: Some(self.options.seed),
+            metrics_version: Some(METRICS_VERSION),
+            ..ResultRow::default()
+        };
+        let point = |workload| Point {
+            state: State::Open,
+            row: row(workload),
+            samples: vec![],
+            warnings: vec![],
+            watched: Watched::default(),
+        };
+        let points = if timed { self.workloads.len() } else { 1 };
         Cell {
-            row: ResultRow {
-                run_id: self.info.run_id.clone(),
-                device: "cpu".into(),
-                model: self.info.model.name.clone(),
-                source_format: self.info.model.source_format.clone(),
-                precision: id.clone(),
-                method: method.method().into(),
-                activation_dtype: "fp32".into(),
-                kv_cache: self.options.kv.clone(),
-                status: Status::Skipped,
-                error: "not reached".into(),
-                threads: Some(self.options.threads as u64),
-                seed: Some(self.options.seed),
-                metrics_version: Some(METRICS_VERSION),
-                ..ResultRow::default()
-            },
+            points: self.workloads[..points].iter().map(point).collect(),
             detail: CellDetail {
                 precision: id.clone(),
-                kv_cache: self.options.kv.clone(),
+                kv_cache: kv.into(),
                 parameters: method.parameters(),
                 ..CellDetail::default()
             },
+            kv: kv.into(),
+            quantized: None,
             scores: vec![vec![]; self.texts.len()],
-            samples: vec![],
             warnings: self.common_warnings.clone(),
             packed: PathBuf::new(),
             started: Instant::now(),
             measured: false,
+            cost: None,
+            device_total_bytes: None,
             timed,
+            title: match self.options.kv.len() {
+                1 => id.clone(),
+                _ => format!("{id} kv={kv}"),
+            },
             method,
             id,
+        }
+    }
+
+    /// The first cell of the same precision.
+    fn first_of(&self, i: usize) -> usize {
+        let same = |cell: &Cell| cell.id == self.cells[i].id;
+        self.cells.iter().position(same).unwrap_or(i)
+    }
+
+    /// What the children of a cell run.
+    fn subject(&self, i: usize) -> Subject {
+        let cell = &self.cells[i];
+        match self.has_weights {
+            true => Subject::Packed(cell.packed.clone()),
+            false => Subject::Synthetic {
+                config: self.config.clone(),
+                precision: cell.id.clone(),
+                seed: self.options.seed,
+            },
         }
     }
 
@@ -403,7 +480,7 @@ impl<'a> Suite<'a> {
         self.options.timeout_s.map(Duration::from_secs_f64)
     }
 
-    /// Quantizes and measures one precision. `false` if the user asked to stop.
+    /// Quantizes and measures one precision with one KV cache. `false` if the user asked to stop.
     fn measure_cell(&mut self, i: usize) -> Result<bool> {
         self.cells[i].started = Instant::now();
         self.cells[i].detail.started_at = jiff::Timestamp::now()
@@ -418,21 +495,17 @@ impl<'a> Suite<'a> {
         match going {
             Step::Done => {
                 cell.measured = true;
-                cell.row.status = Status::Ok;
-                cell.row.error.clear();
+                for point in cell.points.iter_mut().filter(|p| p.state != State::Failed) {
+                    point.row.status = Status::Ok;
+                    point.row.error.clear();
+                }
                 Ok(true)
             }
-            Step::Failed(ending) => {
-                self.progress.note(&format!(
-                    "{:<28} {}: {}",
-                    cell.id,
-                    ending.status.word(),
-                    ending.message
-                ));
+            Step::Failed(ending) | Step::TooLarge(_, ending) => {
+                self.progress.note(&lost_line(&cell.title, &ending));
                 // Half a text's perplexity would pass for a whole one's.
                 cell.scores.iter_mut().for_each(Vec::clear);
-                cell.row.status = ending.status;
-                cell.row.error = one_line(&ending.message);
+                cell.fail(&ending);
                 Ok(true)
             }
             Step::Interrupted => Ok(false),
@@ -440,6 +513,20 @@ impl<'a> Suite<'a> {
     }
 
     fn quantize(&mut self, i: usize) -> Result<Step> {
+        if !self.has_weights {
+            return Ok(Step::Done);
+        }
+        let first = self.first_of(i);
+        if first != i {
+            // The weights do not depend on the cache: they are those of the first one's cell.
+            return Ok(match self.cells[first].quantized.clone() {
+                Some(result) => {
+                    self.cells[i].record_quantized(result);
+                    Step::Done
+                }
+                None => Step::Failed(self.cells[first].points[0].ending()),
+            });
+        }
         let cell = &mut self.cells[i];
         let calibrated = cell.method.calibration() == quant::Calibration::Inputs;
         let job = Job::Quantize(QuantizeJob {
@@ -450,7 +537,7 @@ impl<'a> Suite<'a> {
             } else {
                 vec![]
             },
-            kv: self.options.kv.clone(),
+            kv: cell.kv.clone(),
             output: cell.packed.clone(),
         });
         let layers = self.info.model.layers as usize;
@@ -474,21 +561,42 @@ impl<'a> Suite<'a> {
             return Ok(Step::silent());
         };
         stage.finish(&format!("{:.1} s", result.quantize_s));
-        cell.row.quantize_s = Some(result.quantize_s);
-        cell.detail.quantize_peak_bytes = Some(result.peak_bytes as u64);
-        cell.detail.packed_sha256 = result.packed_sha256;
-        cell.warnings.extend(cell.method.doubts(&result.notes));
-        cell.detail.notes = result.notes;
+        cell.record_quantized(result);
         Ok(Step::Done)
     }
 
+    /// Measures memory at every point of a cell, then quality. A point that runs out of memory
+    /// ends its child; another child goes on with what is left.
     fn measure(&mut self, i: usize) -> Result<Step> {
+        loop {
+            let open = self.cells[i].open_points(&self.workloads);
+            if open.is_empty() && self.texts.is_empty() {
+                return Ok(Step::Done);
+            }
+            let (point, ending) = match self.measure_points(i, &open)? {
+                Step::TooLarge(point, ending) => (point, ending),
+                step => return Ok(step),
+            };
+            let cell = &mut self.cells[i];
+            cell.out_of_memory(point, &ending);
+            if cell.points.iter().all(|p| p.state == State::Failed) {
+                return Ok(Step::Failed(ending));
+            }
+            self.progress
+                .note(&lost_line(&cell.point_title(point), &ending));
+        }
+    }
+
+    /// Runs one measuring child over these points, and over the texts if it gets through them.
+    fn measure_points(&mut self, i: usize, open: &[usize]) -> Result<Step> {
         let timeout = self.timeout();
+        let subject = self.subject(i);
         let cell = &mut self.cells[i];
         let job = Job::Measure(MeasureJob {
-            packed: cell.packed.clone(),
-            kv: self.options.kv.clone(),
-            workload: self.workload.clone(),
+            place: self.place.clone(),
+            subject,
+            kv: cell.kv.clone(),
+            workloads: open.iter().map(|p| self.workloads[*p].clone()).collect(),
             texts: self
                 .texts
                 .iter()
@@ -502,17 +610,24 @@ impl<'a> Suite<'a> {
             memory_limit_bytes: self.options.memory_limit_bytes,
         });
         let windows: u64 = self.texts.iter().map(|t| t.info.windows).sum();
-        let stage = self.progress.stage(
-            &format!("{} perplexity", cell.id),
-            windows as usize,
-            "windows",
-        );
+        let (what, steps, unit) = match windows {
+            0 => ("memory", open.len(), "workloads"),
+            _ => ("perplexity", windows as usize, "windows"),
+        };
+        let stage = self
+            .progress
+            .stage(&format!("{} {what}", cell.title), steps, unit);
         let mut child = Child::start(&job, self.options.threads, timeout)?;
+        let mut left = open.iter().copied();
         let mut done = 0;
-        let mut scored = false;
+        let (mut loaded, mut scored) = (false, windows == 0);
         loop {
             match child.next(self.interrupted) {
-                Outcome::Event(Event::Memory(memory)) => cell.record_memory(&memory),
+                Outcome::Event(Event::Loaded) => loaded = true,
+                Outcome::Event(Event::Memory(memory)) => match left.next() {
+                    Some(point) => cell.record_memory(point, &memory),
+                    None => return Ok(Step::silent()),
+                },
                 Outcome::Event(Event::Window { text, score }) => {
                     done += 1;
                     stage.set(done);
@@ -530,13 +645,29 @@ impl<'a> Suite<'a> {
                         .insert("perplexity".into(), perplexity_peak_bytes as u64);
                 }
                 Outcome::Event(other) => return Ok(Step::unexpected(&other)),
-                Outcome::Failed(ending) => return Ok(Step::Failed(ending)),
+                Outcome::Failed(ending) => {
+                    return Ok(match left.next() {
+                        Some(point) if loaded && ending.status == Status::Oom => {
+                            Step::TooLarge(point, ending)
+                        }
+                        None if loaded => Step::Failed(ending.during("scoring")),
+                        _ => Step::Failed(ending),
+                    });
+                }
                 Outcome::Interrupted => return Ok(Step::Interrupted),
                 Outcome::Done => break,
             }
         }
-        if !scored {
+        if !scored || left.next().is_some() {
             return Ok(Step::silent());
+        }
+        let peak = format!(
+            "peak {:.1} MiB",
+            cell.points[0].row.peak_memory_bytes.unwrap_or(0) as f64 / f64::from(1 << 20)
+        );
+        if windows == 0 {
+            stage.finish(&peak);
+            return Ok(Step::Done);
         }
         let all: Vec<WindowScore> = cell.scores.concat();
         let nonfinite: u64 = all.iter().map(|s| s.nonfinite_tokens).sum();
@@ -547,11 +678,7 @@ impl<'a> Suite<'a> {
         }
         let perplexity = stats::mean_nll(&all).map(f64::exp);
         stage.finish(&match perplexity {
-            Some(p) => format!(
-                "{p:.4} ({}, {done} windows), peak {:.1} MiB",
-                self.protocol.id(),
-                cell.row.peak_memory_bytes.unwrap_or(0) as f64 / f64::from(1 << 20)
-            ),
+            Some(p) => format!("{p:.4} ({}, {done} windows), {peak}", self.protocol.id()),
             None => "no finite likelihood".into(),
         });
         Ok(Step::Done)
@@ -562,10 +689,34 @@ impl<'a> Suite<'a> {
     }
 }
 
+/// The line of a part of the run that gave no result.
+fn lost_line(what: &str, ending: &Ending) -> String {
+    format!("{what:<28} {}: {}", ending.status.word(), ending.message)
+}
+
+/// Refuses options that ask for what a model without weights does not have.
+fn refuse_quality(options: &Options) -> Result<()> {
+    for (name, given) in [
+        ("--tokenizer", options.tokenizer.is_some()),
+        ("--datasets", !options.datasets.is_empty()),
+        ("--calibration", !options.calibration.is_empty()),
+        ("--limit", options.limit.is_some()),
+        ("--calibration-limit", options.calibration_limit.is_some()),
+    ] {
+        if given {
+            return Err(Error::usage(
+                format!("{name} is about texts, and a synthetic model has no quality to measure"),
+                format!("leave {name} out, or use a model with weights"),
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn model_info(
     source: &dyn WeightSource,
     options: &Options,
-    tokenizer: &Tokenizer,
+    tokenizer_sha256: String,
 ) -> Result<ModelInfo> {
     let config = source.config();
     let count = |shapes: &BTreeMap<String, Vec<usize>>, body: bool| -> u64 {
@@ -590,6 +741,6 @@ fn model_info(
         hidden_size: config.hidden_size as u64,
         vocab_size: config.vocab_size as u64,
         weights_sha256: source.sha256()?,
-        tokenizer_sha256: tokenizer.sha256().into(),
+        tokenizer_sha256,
     })
 }

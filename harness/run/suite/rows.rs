@@ -1,11 +1,11 @@
 //! All rows of a run as they stand.
 
-use super::cell::Cell;
+use super::cell::{Cell, Point};
 use super::{OVERALL, Suite};
 use crate::measure::quality::WindowScore;
 use crate::measure::stats;
 use crate::report::Tables;
-use crate::report::record::{PairRow, QualityRow, RunInfo, WindowRow};
+use crate::report::record::{PairRow, QualityRow, ResultRow, RunInfo, WindowRow};
 
 impl Suite<'_> {
     /// All rows as they stand.
@@ -21,19 +21,14 @@ impl Suite<'_> {
             },
             ..Tables::default()
         };
+        // With the first KV cache: cells of a precision stand in the order of the caches.
         let reference = self
             .cells
             .iter()
-            .find(|c| c.measured && Some(&c.id) == self.reference.as_ref());
+            .find(|c| Some(&c.id) == self.reference.as_ref())
+            .filter(|c| c.measured);
         for (cell, detail) in self.cells.iter().zip(&mut tables.info.cells) {
-            let mut row = cell.row.clone();
-            let mut warnings = cell.warnings.clone();
-            if !cell.timed {
-                warnings.push("measured as the reference only; its speed was not asked for".into());
-            }
-            // The separator of the column must not stand inside a warning.
-            let warnings: Vec<String> = warnings.iter().map(|w| w.replace("; ", ", ")).collect();
-            row.warnings = warnings.join("; ");
+            let mut quality_columns = ResultRow::default();
             if cell.measured {
                 let quality = self.quality_rows(cell, reference);
                 let perplexities: Vec<f64> = quality
@@ -44,6 +39,7 @@ impl Suite<'_> {
                 detail.macro_perplexity = (!perplexities.is_empty())
                     .then(|| perplexities.iter().sum::<f64>() / perplexities.len() as f64);
                 if let Some(overall) = quality.iter().find(|q| q.dataset == OVERALL) {
+                    let row = &mut quality_columns;
                     row.perplexity = Some(overall.perplexity);
                     row.perplexity_se = overall.perplexity_se;
                     row.protocol = overall.protocol.clone();
@@ -56,9 +52,14 @@ impl Suite<'_> {
                 }
                 tables.quality.extend(quality);
                 tables.windows.extend(self.window_rows(cell));
-                tables.samples.extend(cell.samples.iter().cloned());
+                let samples = cell.points.iter().flat_map(|p| &p.samples);
+                tables.samples.extend(samples.cloned());
             }
-            tables.results.push(row);
+            for point in &cell.points {
+                tables
+                    .results
+                    .push(result_row(cell, point, &quality_columns));
+            }
         }
         tables.pairs = self.pair_rows();
         tables
@@ -79,7 +80,7 @@ impl Suite<'_> {
 
     fn quality_rows(&self, cell: &Cell, reference: Option<&Cell>) -> Vec<QualityRow> {
         let reference = reference
-            .filter(|r| r.id != cell.id)
+            .filter(|r| (&r.id, &r.kv) != (&cell.id, &cell.kv))
             .map(|r| self.scored_texts(r));
         self.scored_texts(cell)
             .iter()
@@ -94,10 +95,10 @@ impl Suite<'_> {
                 });
                 Some(QualityRow {
                     run_id: self.info.run_id.clone(),
-                    device: "cpu".into(),
+                    device: self.place.device.clone(),
                     model: self.info.model.name.clone(),
                     precision: cell.id.clone(),
-                    kv_cache: self.options.kv.clone(),
+                    kv_cache: cell.kv.clone(),
                     protocol: self.protocol.id(),
                     dataset: dataset.to_string(),
                     windows: scores.len() as u64,
@@ -125,7 +126,7 @@ impl Suite<'_> {
                 scores.iter().enumerate().map(move |(w, score)| WindowRow {
                     run_id: self.info.run_id.clone(),
                     precision: cell.id.clone(),
-                    kv_cache: self.options.kv.clone(),
+                    kv_cache: cell.kv.clone(),
                     protocol: self.protocol.id(),
                     dataset: text.info.name.clone(),
                     window: w as u64,
@@ -136,7 +137,13 @@ impl Suite<'_> {
     }
 
     fn pair_rows(&self) -> Vec<PairRow> {
-        let measured: Vec<&Cell> = self.cells.iter().filter(|c| c.measured).collect();
+        // The file names precisions only, so all of them with one cache: the first.
+        let first = self.options.kv.first();
+        let measured: Vec<&Cell> = self
+            .cells
+            .iter()
+            .filter(|c| c.measured && Some(&c.kv) == first)
+            .collect();
         let mut rows = vec![];
         for (n, a) in measured.iter().enumerate() {
             for b in &measured[n + 1..] {
@@ -159,5 +166,28 @@ impl Suite<'_> {
             }
         }
         rows
+    }
+}
+
+/// The row of a point, with the quality of its cell.
+fn result_row(cell: &Cell, point: &Point, quality: &ResultRow) -> ResultRow {
+    let mut warnings = [&cell.warnings[..], &point.warnings].concat();
+    if !cell.timed {
+        warnings.push("measured as the reference only; its speed was not asked for".into());
+    }
+    // The separator of the column must not stand inside a warning.
+    let warnings: Vec<String> = warnings.iter().map(|w| w.replace("; ", ", ")).collect();
+    ResultRow {
+        perplexity: quality.perplexity,
+        perplexity_se: quality.perplexity_se,
+        protocol: quality.protocol.clone(),
+        dataset: quality.dataset.clone(),
+        scored_tokens: quality.scored_tokens,
+        delta_nll_nats: quality.delta_nll_nats,
+        delta_nll_ci_low: quality.delta_nll_ci_low,
+        delta_nll_ci_high: quality.delta_nll_ci_high,
+        bits_per_byte: quality.bits_per_byte,
+        warnings: warnings.join("; "),
+        ..point.row.clone()
     }
 }

@@ -1,10 +1,72 @@
 //! Texts as they are used: tokenized, cut into windows, limited.
 
-use crate::data::Dataset;
+use super::Options;
+use crate::data::protocol::Protocol;
+use crate::data::{self, Dataset, Kind};
 use crate::hash::sha256;
+use crate::model::config::Config;
 use crate::model::tokenizer::Tokenizer;
 use crate::report::record::TextInfo;
 use crate::{Error, Result};
+
+/// All texts of a run.
+pub(super) struct Texts {
+    pub(super) evaluation: Vec<Text>,
+    pub(super) calibration: Vec<Text>,
+    /// Ids that the speed test's prompts are cut from.
+    pub(super) prompts: Vec<u32>,
+    pub(super) tokenizer_sha256: String,
+}
+
+impl Texts {
+    /// Reads and tokenizes what the options name.
+    pub(super) fn read(options: &Options, config: &Config, protocol: &Protocol) -> Result<Self> {
+        let tokenizer = Tokenizer::load(options.model.as_deref(), options.tokenizer.as_deref())?;
+        tokenizer.check(config)?;
+        let read = |names: &[String], kind, window| -> Result<Vec<Text>> {
+            data::select(names, kind)?
+                .into_iter()
+                .map(|set| Text::new(set, &tokenizer, window))
+                .collect()
+        };
+        let mut evaluation = read(&options.datasets, Kind::Evaluation, protocol.window)?;
+        let Some(first) = evaluation.iter().find(|t| t.info.windows > 0) else {
+            return Err(Error::usage(
+                format!(
+                    "no evaluation text fills a window of {} tokens ({})",
+                    protocol.window,
+                    evaluation
+                        .iter()
+                        .map(|t| format!("{}: {} tokens", t.info.name, t.info.tokens))
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ),
+                "use a longer text (--datasets) or a shorter window (--window)",
+            ));
+        };
+        let prompts = first.ids.clone();
+        spread(&mut evaluation, options.limit);
+        let mut calibration = read(&options.calibration, Kind::Calibration, CALIBRATION_WINDOW)?;
+        spread(&mut calibration, options.calibration_limit);
+        refuse_shared_texts(&evaluation, &calibration)?;
+        Ok(Texts {
+            evaluation,
+            calibration,
+            prompts,
+            tokenizer_sha256: tokenizer.sha256().into(),
+        })
+    }
+
+    /// No text at all: a model without a tokenizer, whose prompts are these ids.
+    pub(super) fn none(prompts: Vec<u32>) -> Self {
+        Texts {
+            evaluation: vec![],
+            calibration: vec![],
+            prompts,
+            tokenizer_sha256: String::new(),
+        }
+    }
+}
 
 /// A text with its tokens and the windows that will be used.
 pub(super) struct Text {
@@ -53,7 +115,7 @@ impl Text {
 }
 
 /// Reduces the windows of the texts to `limit` in all, as evenly as they allow.
-pub(super) fn spread(texts: &mut [Text], limit: Option<usize>) {
+fn spread(texts: &mut [Text], limit: Option<usize>) {
     let Some(limit) = limit else { return };
     let mut taken = vec![0; texts.len()];
     let mut left = limit as u64;
@@ -91,7 +153,7 @@ pub(super) fn windows_of(texts: &[Text]) -> Vec<Vec<u32>> {
 }
 
 /// A method that has seen the evaluation text would look better than it is.
-pub(super) fn refuse_shared_texts(evaluation: &[Text], calibration: &[Text]) -> Result<()> {
+fn refuse_shared_texts(evaluation: &[Text], calibration: &[Text]) -> Result<()> {
     for e in evaluation {
         if let Some(c) = calibration.iter().find(|c| c.info.sha256 == e.info.sha256) {
             return Err(Error::usage(

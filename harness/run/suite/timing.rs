@@ -1,126 +1,257 @@
 //! The timing at the end of a run: children take turns.
+//!
+//! A child holds one precision and runs any of its points when asked: a turn is a cell's point,
+//! and the order of turns is random over precisions and points alike.
 
-use super::super::child::{Child, Outcome};
+use super::super::child::{Child, Ending, Outcome};
 use super::super::host;
-use super::super::job::{Event, Job, TIME_ONCE, TimeJob};
+use super::super::job::{self, Event, Job, TimeJob};
 use super::super::progress::Stage;
 use super::Suite;
-use super::cell::lost;
+use super::cell::{Point, State, lost};
 use crate::Result;
+use crate::measure::telemetry::Telemetry;
 use crate::report::record::Status;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use std::ops::Range;
 
+/// A cell and one of its points.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    cell: usize,
+    point: usize,
+}
+
+/// More than the context of a process on a GPU takes.
+const CONTEXT_BYTES: u64 = 1 << 30;
+
 impl Suite<'_> {
-    /// Times every measured cell, in turns. `false` if the user asked to stop.
+    /// Times every measured point, in turns. `false` if the user asked to stop.
     pub(super) fn time_cells(&mut self) -> Result<bool> {
-        let who: Vec<usize> = (0..self.cells.len())
-            .filter(|i| self.cells[*i].measured && self.cells[*i].timed)
-            .collect();
-        if who.is_empty() {
+        let precisions = self.turns();
+        let count: usize = precisions.iter().map(Vec::len).sum();
+        if count == 0 {
             return Ok(true);
         }
-        let needed: u64 = who
-            .iter()
-            .map(|i| self.cells[*i].row.peak_memory_bytes.unwrap_or(0))
-            .sum();
-        let together = host::available_memory_bytes().is_none_or(|free| needed < free / 5 * 4);
+        if !self.measure_roofline()? {
+            return Ok(false);
+        }
+        self.open_telemetry();
+        let largest = |turns: &Vec<Turn>| {
+            let peaks = turns.iter().map(|t| self.point(t).row.peak_memory_bytes);
+            peaks.max().flatten().unwrap_or(0)
+        };
+        let needed: u64 = precisions.iter().map(largest).sum();
+        let on_gpu = self.cells.iter().find_map(|c| c.device_total_bytes);
+        let (free, needed) = match on_gpu {
+            // Every process on a GPU has a context beside what it asked for.
+            Some(total) => (
+                Some(total),
+                needed + CONTEXT_BYTES * precisions.len() as u64,
+            ),
+            None => (host::available_memory_bytes(), needed),
+        };
+        let together = free.is_none_or(|free| needed < free / 5 * 4);
         let reps = self.options.reps;
         let stage = self
             .progress
-            .stage("timing", who.len() * (reps + 1), "repetitions");
+            .stage("timing", count * (reps + 1), "repetitions");
         let mut rng = ChaCha8Rng::seed_from_u64(self.options.seed);
-        let mut turns = Turns {
+        let mut progress = Progress {
             stage: &stage,
             done: 0,
         };
         let going = if together {
-            self.time_group(&who, 0..reps, &mut rng, &mut turns)?
+            self.time_group(&precisions, 0..reps, &mut rng, &mut progress)?
         } else {
             // They do not fit together: one at a time, forth and back, so that a drift of the
             // machine hits all of them alike.
             let half = reps.div_ceil(2);
+            let one = std::slice::from_ref;
             let mut going = true;
-            for i in &who {
-                going = going && self.time_group(&[*i], 0..half, &mut rng, &mut turns)?;
+            for turns in &precisions {
+                going = going && self.time_group(one(turns), 0..half, &mut rng, &mut progress)?;
             }
-            for i in who.iter().rev() {
+            for turns in precisions.iter().rev() {
                 going = going
                     && (half == reps
-                        || self.time_group(&[*i], half..reps, &mut rng, &mut turns)?);
+                        || self.time_group(one(turns), half..reps, &mut rng, &mut progress)?);
             }
             going
         };
         if going {
-            stage.finish(&format!(
-                "{reps} repetitions of {} + {} tokens each",
-                self.options.prompt_tokens, self.options.gen_tokens
-            ));
+            stage.finish(&match &self.workloads[..] {
+                [one] => format!(
+                    "{reps} repetitions of {} + {} tokens each",
+                    one.prompt_tokens(),
+                    one.generated_tokens
+                ),
+                several => format!(
+                    "{reps} repetitions of {} batches and contexts each",
+                    several.len()
+                ),
+            });
         }
-        for i in who {
-            self.cells[i].summarize_speed(&self.workload);
+        for turn in precisions.iter().flatten() {
+            self.cells[turn.cell].points[turn.point].summarize_speed();
+            self.record_shares(turn.cell, turn.point);
+            self.record_telemetry(turn.cell, turn.point);
         }
         Ok(going)
     }
 
-    /// Loads these cells side by side, warms each up, then lets them take turns: one active at a
-    /// time, in a fresh random order per repetition.
-    fn time_group(
-        &mut self,
-        who: &[usize],
-        reps: Range<usize>,
-        rng: &mut ChaCha8Rng,
-        turns: &mut Turns,
-    ) -> Result<bool> {
-        let mut children: Vec<(usize, Child)> = vec![];
-        for i in who {
-            let job = Job::Time(TimeJob {
-                packed: self.cells[*i].packed.clone(),
-                kv: self.options.kv.clone(),
-                workload: self.workload.clone(),
-            });
-            let mut child = Child::start(&job, self.options.threads, self.timeout())?;
-            match child.next(self.interrupted) {
-                Outcome::Event(Event::Ready) => children.push((*i, child)),
-                Outcome::Interrupted => return Ok(false),
-                Outcome::Failed(ending) => self.cells[*i].fail_timing(ending),
-                Outcome::Event(_) | Outcome::Done => self.cells[*i].fail_timing(lost()),
+    /// What is to be timed, by precision.
+    fn turns(&self) -> Vec<Vec<Turn>> {
+        let mut precisions: Vec<(&str, Vec<Turn>)> = vec![];
+        for (c, cell) in self.cells.iter().enumerate() {
+            if !(cell.measured && cell.timed) {
+                continue;
+            }
+            if precisions.last().is_none_or(|(id, _)| *id != cell.id) {
+                precisions.push((&cell.id, vec![]));
+            }
+            let measured = (0..cell.points.len())
+                .filter(|p| cell.points[*p].state == State::Measured)
+                .map(|point| Turn { cell: c, point });
+            if let Some((_, turns)) = precisions.last_mut() {
+                turns.extend(measured);
             }
         }
+        let turns = precisions.into_iter().map(|(_, turns)| turns);
+        turns.filter(|turns| !turns.is_empty()).collect()
+    }
+
+    fn point(&self, turn: &Turn) -> &Point {
+        &self.cells[turn.cell].points[turn.point]
+    }
+
+    /// Loads these precisions side by side, warms up every point, then lets them take turns: one
+    /// active at a time, in a fresh random order per repetition.
+    fn time_group(
+        &mut self,
+        precisions: &[Vec<Turn>],
+        reps: Range<usize>,
+        rng: &mut ChaCha8Rng,
+        progress: &mut Progress,
+    ) -> Result<bool> {
+        let mut children = vec![];
+        for turns in precisions {
+            match self.start_timer(turns)? {
+                Ok(child) => children.push(child),
+                Err(Stop) => return Ok(false),
+            }
+        }
+        let mut order: Vec<(usize, usize)> = precisions
+            .iter()
+            .enumerate()
+            .flat_map(|(p, turns)| (0..turns.len()).map(move |t| (p, t)))
+            .collect();
+        let ours: Vec<u32> = children.iter().flatten().map(Child::id).collect();
         let first = reps.start;
         let rounds = std::iter::once((true, 0)).chain(reps.map(|r| (false, r)));
         for (warmup, rep) in rounds {
-            children.shuffle(rng);
-            for (i, child) in &mut children {
-                let cell = &mut self.cells[*i];
-                if cell.row.status != Status::Ok {
+            order.shuffle(rng);
+            for (p, t) in &order {
+                progress.advance();
+                let turn = precisions[*p][*t];
+                let Some(child) = &mut children[*p] else {
+                    continue;
+                };
+                if self.point(&turn).state != State::Measured {
                     continue;
                 }
-                child.tell(TIME_ONCE);
-                match child.next(self.interrupted) {
+                let sampler = self.telemetry.as_ref().map(Telemetry::start);
+                child.tell(&t.to_string());
+                let ending = match child.next(self.interrupted) {
                     Outcome::Event(Event::Timed(sample)) => {
                         // A second pass warms up again; its sample continues the numbering.
                         let rep = if warmup { first } else { rep };
-                        cell.record_sample(&sample, &self.workload, rep, warmup);
+                        let workload = &self.workloads[turn.point];
+                        let point = &mut self.cells[turn.cell].points[turn.point];
+                        point.record_sample(&sample, workload, rep, warmup);
+                        if let Some(sampler) = sampler.filter(|_| !warmup) {
+                            let recording = sampler.stop(sample.decode_s);
+                            point.watched.push(recording, child.id(), &ours);
+                        }
+                        continue;
                     }
                     Outcome::Interrupted => return Ok(false),
-                    Outcome::Failed(ending) => cell.fail_timing(ending),
-                    Outcome::Event(_) | Outcome::Done => cell.fail_timing(lost()),
+                    Outcome::Failed(ending) => ending,
+                    Outcome::Event(_) | Outcome::Done => lost(),
+                };
+                children[*p] = None;
+                if self.fail_timing(&precisions[*p], turn, ending) {
+                    match self.start_timer(&precisions[*p])? {
+                        Ok(child) => children[*p] = child,
+                        Err(Stop) => return Ok(false),
+                    }
                 }
-                turns.done += 1;
-                turns.stage.set(turns.done);
             }
         }
-        for (_, child) in children {
+        for child in children.into_iter().flatten() {
             child.finish();
         }
         Ok(true)
     }
+
+    /// A child that holds a precision, or none where it cannot be loaded.
+    fn start_timer(&mut self, turns: &[Turn]) -> Result<std::result::Result<Option<Child>, Stop>> {
+        let job = Job::Time(TimeJob {
+            place: self.place.clone(),
+            subject: self.subject(turns[0].cell),
+            turns: turns
+                .iter()
+                .map(|t| job::Turn {
+                    kv: self.cells[t.cell].kv.clone(),
+                    workload: self.workloads[t.point].clone(),
+                })
+                .collect(),
+        });
+        let mut child = Child::start(&job, self.options.threads, self.timeout())?;
+        let ending = match child.next(self.interrupted) {
+            Outcome::Event(Event::Ready) => return Ok(Ok(Some(child))),
+            Outcome::Interrupted => return Ok(Err(Stop)),
+            Outcome::Failed(ending) => ending,
+            Outcome::Event(_) | Outcome::Done => lost(),
+        };
+        self.fail_all(turns, ending);
+        Ok(Ok(None))
+    }
+
+    /// Records how a child ended in a turn; whether its other turns can go on in a new one.
+    fn fail_timing(&mut self, turns: &[Turn], turn: Turn, ending: Ending) -> bool {
+        if ending.status != Status::Oom {
+            self.fail_all(turns, ending);
+            return false;
+        }
+        self.cells[turn.cell].out_of_memory(turn.point, &ending.during("timing"));
+        turns.iter().any(|t| self.point(t).state == State::Measured)
+    }
+
+    fn fail_all(&mut self, turns: &[Turn], ending: Ending) {
+        let ending = ending.during("timing");
+        for turn in turns {
+            let point = &mut self.cells[turn.cell].points[turn.point];
+            if point.state == State::Measured {
+                point.fail(&ending);
+            }
+        }
+    }
 }
 
-struct Turns<'a> {
+/// The user asked to stop.
+struct Stop;
+
+struct Progress<'a> {
     stage: &'a Stage,
     done: usize,
+}
+
+impl Progress<'_> {
+    fn advance(&mut self) {
+        self.done += 1;
+        self.stage.set(self.done);
+    }
 }

@@ -1,0 +1,391 @@
+//! Where tensors live and what executes kernels there.
+//!
+//! Everything that a GPU does for us goes through [`Driver`]: launches of our own kernels, matrix
+//! products of the vendor's library, recording a graph, reading the memory pool. Two drivers
+//! exist: the CUDA driver (feature `cuda`) and, in the tests, an emulation that executes the same
+//! kernels on the CPU. What sits above, packed products and model steps, does not know which.
+
+pub mod choice;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod gemm;
+pub mod requirements;
+pub mod roofline;
+
+pub use choice::{DeviceChoice, open};
+
+use crate::memory::{self, Part};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Shape, Tensor};
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+/// What runs kernels. Calls are ordered: each sees what those before it wrote. A call may return
+/// before its work is done; [`Driver::synchronize`] waits.
+pub trait Driver: Send + Sync {
+    /// Where the tensors that kernels read and write live.
+    fn device(&self) -> &Device;
+
+    /// Starts one kernel.
+    ///
+    /// # Errors
+    /// A kernel that does not exist, or a launch that the device refuses.
+    fn launch(&self, launch: &Launch, args: &mut Args) -> Result<()>;
+
+    /// `y = x Wᵀ`, or `y += x Wᵀ`, by the vendor's library.
+    ///
+    /// # Errors
+    /// A kind of product that this device does not have.
+    fn gemm(&self, gemm: &Gemm) -> Result<()>;
+
+    /// Address of a contiguous tensor's first element, for kernels; valid while the tensor lives.
+    ///
+    /// # Errors
+    /// A tensor that lives elsewhere or is not contiguous.
+    fn address(&self, tensor: &Tensor) -> Result<u64>;
+
+    /// A new tensor of zeros, or, where the content does not matter, of anything.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if the device has too little memory left; any call while a graph is
+    /// being recorded.
+    fn allocate(&self, shape: &Shape, dtype: DType, zeroed: bool) -> Result<Tensor>;
+
+    /// Copies bytes of the host to an address on the device; `bytes` may be reused at once.
+    ///
+    /// # Errors
+    /// A call while a graph is being recorded.
+    fn write(&self, bytes: &[u8], to: u64) -> Result<()>;
+
+    /// Records what `body` launches, without running it. Products of the library are recorded
+    /// too; an allocation or a copy is an error.
+    fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>>;
+
+    /// Waits until everything that was started has ended, and reports what failed on the way.
+    fn synchronize(&self) -> Result<()>;
+
+    /// Seconds from the start to the end of what `body` starts, by the device's own clock where it
+    /// has one.
+    fn elapsed_s(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.synchronize()?;
+        let start = std::time::Instant::now();
+        body()?;
+        self.synchronize()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// What the device's allocator holds.
+    fn pool(&self) -> Result<PoolUsage>;
+
+    /// Lets the high-water marks of [`Driver::pool`] fall back to what is in use.
+    fn reset_pool_peak(&self) -> Result<()>;
+
+    /// What the device is and has.
+    fn info(&self) -> &DeviceInfo;
+}
+
+/// Work that was recorded once and can be started again and again.
+pub trait Graph {
+    /// Starts all of it.
+    fn replay(&self) -> Result<()>;
+
+    /// Whether the memory that it works on is still there; record anew if not.
+    fn is_current(&self) -> bool {
+        true
+    }
+}
+
+/// One kernel and its grid.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    pub kernel: &'a str,
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    /// Dynamic shared memory.
+    pub shared_bytes: u32,
+}
+
+/// The parameters of a kernel, in its order, each of the size and alignment that the kernel
+/// declares.
+#[derive(Default)]
+pub struct Args {
+    /// 8-byte aligned storage, a parameter starting at a multiple of 8 bytes.
+    words: Vec<u64>,
+    starts: Vec<usize>,
+    pointers: Vec<*mut c_void>,
+}
+
+impl Args {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a parameter: an address, a number, or a `#[repr(C)]` structure of them.
+    pub fn with<T: Copy>(mut self, value: T) -> Self {
+        const { assert!(align_of::<T>() <= align_of::<u64>()) };
+        let start = self.words.len();
+        self.starts.push(start);
+        self.words
+            .resize(start + size_of::<T>().div_ceil(size_of::<u64>()), 0);
+        // SAFETY: the words just appended have room for `T` and are aligned for it.
+        unsafe {
+            self.words
+                .as_mut_ptr()
+                .add(start)
+                .cast::<T>()
+                .write_unaligned(value);
+        }
+        self
+    }
+
+    /// One pointer per parameter, as driver interfaces take them; valid until `self` changes.
+    pub fn pointers(&mut self) -> &mut [*mut c_void] {
+        let base = self.words.as_mut_ptr();
+        self.pointers.clear();
+        // SAFETY: every start lies inside `words`.
+        let at = |start: &usize| unsafe { base.add(*start) }.cast::<c_void>();
+        self.pointers.extend(self.starts.iter().map(at));
+        &mut self.pointers
+    }
+
+    /// Whether these are parameters of `bytes` bytes each, to the 8 bytes that one takes at least.
+    pub fn fits(&self, bytes: &[usize]) -> bool {
+        let end = self.words.len();
+        let ends = self.starts.iter().skip(1).chain([&end]);
+        let words = ends.zip(&self.starts).map(|(end, start)| end - start);
+        words.eq(bytes.iter().map(|n| n.div_ceil(size_of::<u64>())))
+    }
+
+    /// The parameters' bytes, for a driver that keeps them.
+    pub fn snapshot(&self) -> Args {
+        Args {
+            words: self.words.clone(),
+            starts: self.starts.clone(),
+            pointers: vec![],
+        }
+    }
+}
+
+/// Types of a product of the vendor's library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GemmKind {
+    /// F16 × F16, F32 accumulation; `y` is F16, or F32 if `f32_output`.
+    F16 { f32_output: bool },
+    /// F32 × F32, no TF32.
+    F32,
+    /// E4M3 × E4M3, F32 accumulation and `y`; compute capability 8.9.
+    Fp8,
+    /// I8 × I8 → I32, exact.
+    Int8,
+}
+
+/// `y[rows, n_out] = x[rows, k_in] · w[n_out, k_in]ᵀ`, row-major, by address.
+#[derive(Debug, Clone, Copy)]
+pub struct Gemm {
+    pub kind: GemmKind,
+    pub x: u64,
+    pub w: u64,
+    pub y: u64,
+    pub rows: usize,
+    pub n_out: usize,
+    pub k_in: usize,
+    /// Elements from one row of `y` to the next; `n_out` unless a part of the columns is made.
+    pub y_stride: usize,
+    /// Adds to `y` instead of replacing it.
+    pub accumulate: bool,
+}
+
+/// Bytes of the device's memory pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolUsage {
+    pub used_bytes: u64,
+    /// High-water mark of what was in use.
+    pub used_peak_bytes: u64,
+    /// High-water mark of what the pool held, free pieces included.
+    pub reserved_peak_bytes: u64,
+    /// High-water mark of the memory of graphs.
+    pub graph_peak_bytes: u64,
+    /// Workspace handed to the vendor's library, taken from the pool.
+    pub library_workspace_bytes: u64,
+    /// What the driver says is free on the device; empty where there is no driver to ask.
+    pub device_free_bytes: Option<u64>,
+}
+
+/// What a device is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DeviceInfo {
+    /// As in results: `cuda:0`.
+    pub id: String,
+    /// As its maker calls it.
+    pub name: String,
+    /// Major and minor compute capability.
+    pub compute_capability: (u32, u32),
+    pub multiprocessors: u32,
+    pub l2_bytes: u64,
+    pub total_bytes: u64,
+    /// Dynamic shared memory that a block may ask for.
+    pub max_shared_bytes: u32,
+    pub driver_version: String,
+}
+
+/// A driver, and what it has handed out by part.
+#[derive(Clone)]
+pub struct Gpu {
+    driver: Arc<dyn Driver>,
+    limit_bytes: Arc<AtomicUsize>,
+    releases: Arc<AtomicU64>,
+}
+
+/// Device memory that is counted under a part for as long as it is held.
+pub struct Buffer {
+    tensor: Tensor,
+    claim: Claim,
+}
+
+impl Buffer {
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// The tensor, and what counts it as long as it is held.
+    pub fn into_parts(self) -> (Tensor, Claim) {
+        (self.tensor, self.claim)
+    }
+}
+
+/// Bytes of device memory, counted in [`crate::memory::device`] until dropped.
+pub struct Claim {
+    part: Part,
+    bytes: usize,
+    releases: Arc<AtomicU64>,
+}
+
+impl Claim {
+    fn new(part: Part, bytes: usize, releases: Arc<AtomicU64>) -> Self {
+        memory::device::claim(part, bytes);
+        Claim {
+            part,
+            bytes,
+            releases,
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        memory::device::release(self.part, self.bytes);
+        self.releases.fetch_add(1, Relaxed);
+    }
+}
+
+impl Gpu {
+    pub fn new(driver: Arc<dyn Driver>) -> Self {
+        Gpu {
+            driver,
+            limit_bytes: Arc::new(AtomicUsize::new(usize::MAX)),
+            releases: Arc::default(),
+        }
+    }
+
+    /// Refuses buffers that would bring what is claimed above `bytes`.
+    pub fn set_limit(&self, bytes: usize) {
+        self.limit_bytes.store(bytes, Relaxed);
+    }
+
+    /// How many buffers were given back so far. A graph that was recorded at another count may
+    /// point to memory that is gone.
+    pub fn releases(&self) -> u64 {
+        self.releases.load(Relaxed)
+    }
+
+    pub fn driver(&self) -> &dyn Driver {
+        self.driver.as_ref()
+    }
+
+    pub fn device(&self) -> &Device {
+        self.driver.device()
+    }
+
+    /// A tensor of anything, counted under `part`.
+    pub fn buffer(&self, shape: impl Into<Shape>, dtype: DType, part: Part) -> Result<Buffer> {
+        self.allocate(shape.into(), dtype, part, false)
+    }
+
+    /// A tensor of zeros, counted under `part`.
+    pub fn zeros(&self, shape: impl Into<Shape>, dtype: DType, part: Part) -> Result<Buffer> {
+        self.allocate(shape.into(), dtype, part, true)
+    }
+
+    fn allocate(&self, shape: Shape, dtype: DType, part: Part, zeroed: bool) -> Result<Buffer> {
+        let bytes = shape.elem_count() * dtype.size_in_bytes();
+        let limit = self.limit_bytes.load(Relaxed);
+        let live = memory::device::live().total_bytes;
+        if live.saturating_add(bytes) > limit {
+            return Err(Error::OutOfMemory {
+                requested_bytes: bytes as u64,
+                free_bytes: limit.saturating_sub(live) as u64,
+                missing_bytes: (live.saturating_add(bytes) - limit) as u64,
+            });
+        }
+        let tensor = self.driver.allocate(&shape, dtype, zeroed)?;
+        Ok(Buffer {
+            tensor,
+            claim: Claim::new(part, bytes, self.releases.clone()),
+        })
+    }
+
+    /// Address of a contiguous tensor on this device.
+    pub fn address(&self, tensor: &Tensor) -> Result<u64> {
+        self.driver.address(tensor)
+    }
+
+    /// Starts `kernel` on a grid; see [`Driver::launch`].
+    pub fn launch(&self, kernel: &str, grid: [usize; 3], block: u32, args: Args) -> Result<()> {
+        self.launch_shared(kernel, grid, block, 0, args)
+    }
+
+    /// [`Gpu::launch`] with dynamic shared memory.
+    pub fn launch_shared(
+        &self,
+        kernel: &str,
+        grid: [usize; 3],
+        block: u32,
+        shared_bytes: usize,
+        mut args: Args,
+    ) -> Result<()> {
+        // Only x may be large; y and z end at 65535.
+        let limits = [i32::MAX as usize, 65_535, 65_535];
+        if grid.iter().zip(limits).any(|(n, limit)| *n > limit) {
+            return Err(Error::unsupported(
+                format!("a grid of {grid:?} blocks for the kernel `{kernel}`"),
+                "use a smaller batch or a shorter context",
+            ));
+        }
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let launch = Launch {
+            kernel,
+            grid: grid.map(|n| n as u32),
+            block: [block, 1, 1],
+            shared_bytes: shared_bytes as u32,
+        };
+        self.driver.launch(&launch, &mut args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_compared_with_parameters_by_number_and_size() {
+        let args = Args::new().with(1u64).with(2i32).with([3u64; 5]);
+        assert!(args.fits(&[8, 4, 40]));
+        for other in [&[8, 4][..], &[8, 4, 40, 4], &[8, 4, 48], &[4, 40, 8], &[]] {
+            assert!(!args.fits(other), "{other:?}");
+        }
+        assert!(Args::new().fits(&[]));
+    }
+}

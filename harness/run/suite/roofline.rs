@@ -1,0 +1,101 @@
+//! The machine's ceilings, measured before the timing, and each row's share of them.
+
+use super::super::child::{Child, Outcome};
+use super::super::host;
+use super::super::job::{Event, Job};
+use super::Suite;
+use super::cell::{lost, one_line};
+use crate::Result;
+use crate::measure::roofline::buffer_bytes;
+use crate::report::format::number;
+use crate::report::record::Roofline;
+
+impl Suite<'_> {
+    /// Measures the machine in a fresh child, alone, with the threads that the timing will use.
+    /// Without it `mbu` and `mfu` stay empty and a warning says why. `false` if the user asked to
+    /// stop.
+    pub(super) fn measure_roofline(&mut self) -> Result<bool> {
+        let caches = host::last_level_caches_bytes();
+        let job = Job::Roofline {
+            place: self.place.clone(),
+            buffer_bytes: buffer_bytes(caches, host::available_memory_bytes()),
+        };
+        let stage = self.progress.stage("roofline", 1, "machine");
+        let mut child = Child::start(&job, self.options.threads, self.timeout())?;
+        let ending = match child.next(self.interrupted) {
+            Outcome::Event(Event::Roofline(measured)) => {
+                child.finish();
+                stage.finish(&in_words(&measured));
+                self.info.warnings.extend(doubt(&measured));
+                self.info.roofline = Some(Roofline {
+                    last_level_cache_bytes: caches,
+                    ..*measured
+                });
+                return Ok(true);
+            }
+            Outcome::Interrupted => return Ok(false),
+            Outcome::Failed(ending) => ending,
+            Outcome::Event(_) | Outcome::Done => lost(),
+        };
+        self.info.warnings.push(format!(
+            "the machine's own rates were not measured ({}), so mbu and mfu are empty",
+            one_line(&ending.message)
+        ));
+        Ok(true)
+    }
+
+    /// Relates the speed of a timed point to what the machine can do.
+    pub(super) fn record_shares(&mut self, cell: usize, point: usize) {
+        let workload = &self.workloads[point];
+        let cell = &mut self.cells[cell];
+        if let (Some(cost), Some(roofline)) = (&cell.cost, &self.info.roofline) {
+            let row = &mut cell.points[point].row;
+            row.mbu = row
+                .decode_tok_s
+                .and_then(|tok_s| cost.mbu(workload, tok_s, roofline));
+            row.mfu = row
+                .prefill_tok_s
+                .and_then(|tok_s| cost.mfu(workload, tok_s, roofline));
+        }
+    }
+}
+
+/// Spread of the passes up to which their best is what the machine can do.
+const MOST_SPREAD: f64 = 0.25;
+
+fn doubt(roofline: &Roofline) -> Option<String> {
+    let spread = roofline.spread.filter(|spread| *spread > MOST_SPREAD)?;
+    Some(format!(
+        "the machine was busy while its rates were measured (they varied by {:.0} %): mbu and mfu \
+         may be too high",
+        100.0 * spread
+    ))
+}
+
+fn in_words(roofline: &Roofline) -> String {
+    let giga = |value: f64| number(value / 1e9, 1);
+    let arithmetic = roofline
+        .flop_s()
+        .map_or_else(String::new, |rate| format!(", {} GFLOP/s", giga(rate)));
+    format!(
+        "{} GB/s read, {} GB/s copied{arithmetic}",
+        giga(roofline.read_bytes_s),
+        giga(roofline.copy_bytes_s)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_machine_is_doubted() {
+        let with = |spread| Roofline {
+            spread: Some(spread),
+            ..Roofline::default()
+        };
+        assert_eq!(doubt(&with(0.2)), None);
+        let words = doubt(&with(0.6)).unwrap();
+        assert!(words.contains("60 %"), "{words}");
+    }
+}
