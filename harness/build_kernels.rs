@@ -30,11 +30,13 @@ pub fn compile(root: &Path, out: &Path) -> Result<(), String> {
     let mut flags: Vec<String> = FLAGS.map(String::from).into();
     flags.extend(generate_flags(&architectures));
     let (sources, headers) = sources(&root.join("harness"))?;
+    let jobs = env::var("NUM_JOBS").ok();
     let images = Compilation {
         nvcc,
         key: key(&(toolkit, &flags), &headers)?,
         flags,
         root: root.join("harness"),
+        jobs: jobs.and_then(|n| n.parse().ok()).unwrap_or(1),
         out: out.join("kernels"),
     }
     .run(&sources)?;
@@ -116,11 +118,13 @@ fn architectures() -> Result<Vec<u32>, String> {
 /// Native code for each, and PTX of the highest for what comes after it.
 fn generate_flags(architectures: &[u32]) -> Vec<String> {
     let highest = architectures.last();
-    let native = architectures
+    let code = |n: &u32| match Some(n) == highest {
+        true => format!("[sm_{n},compute_{n}]"),
+        false => format!("sm_{n}"),
+    };
+    architectures
         .iter()
-        .map(|n| format!("-gencode=arch=compute_{n},code=sm_{n}"));
-    native
-        .chain(highest.map(|n| format!("-gencode=arch=compute_{n},code=compute_{n}")))
+        .map(|n| format!("-gencode=arch=compute_{n},code={}", code(n)))
         .collect()
 }
 
@@ -161,17 +165,17 @@ struct Compilation {
     key: u64,
     root: PathBuf,
     out: PathBuf,
+    jobs: usize,
 }
 
 impl Compilation {
     /// The image of each source.
     fn run(&self, sources: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
         fs::create_dir_all(&self.out).map_err(|e| format!("OUT_DIR: {e}"))?;
-        let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok());
         let results = Mutex::new(vec![None; sources.len()]);
         let waiting = Mutex::new(0..sources.len());
         thread::scope(|scope| {
-            for _ in 0..sources.len().min(jobs.unwrap_or(1)) {
+            for _ in 0..sources.len().min(self.jobs) {
                 scope.spawn(|| {
                     while let Some(i) = { waiting.lock().unwrap().next() } {
                         let result = self.image(&sources[i]);
@@ -195,6 +199,8 @@ impl Compilation {
             return Ok(image);
         }
         let mut args: Vec<OsString> = self.flags.iter().map(OsString::from).collect();
+        // Architectures of a file at the same time: the longest file is what a build waits for.
+        args.push(format!("--threads={}", self.jobs).into());
         args.extend(["-o".into(), image.clone().into(), source.into()]);
         let run = Command::new(&self.nvcc).args(&args).output();
         let run = run.map_err(|e| format!("{}: {e}", self.nvcc.display()))?;

@@ -62,3 +62,67 @@ extern "C" __global__ void fill_constant_f16(half* p, long long n, float value) 
 extern "C" __global__ void fill_constant_f32(float* p, long long n, float value) {
     fill_constant(p, n, value);
 }
+
+// What follows makes the same bytes as harness/packed/random.rs, draw by draw: 64 random bits are
+// four draws of 16. A thread makes what its bits are enough for.
+
+// `bytes` random codes. A draw is spread evenly over `levels` numbers; the code is the number
+// itself below `below`, and counts on from `resume` after that. Of each row of row_bytes bytes,
+// bits from row_bits on are zero. p is aligned to 4. Any grid and block.
+extern "C" __global__ void fill_codes(unsigned char* p, long long bytes, unsigned long long seed,
+                                      unsigned levels, unsigned below, unsigned resume,
+                                      long long row_bytes, long long row_bits) {
+    for (long long i = first_index(); 4 * i < bytes; i += index_stride()) {
+        const unsigned long long bits = random_bits(seed, i);
+        long long column = 4 * i % row_bytes;
+        unsigned word = 0;
+        for (int j = 0; j < 4; j++) {
+            unsigned code = (unsigned(bits >> 16 * j) & 0xffff) * levels >> 16;
+            if (code >= below) code += resume - below;
+            const long long left = row_bits - 8 * column;
+            if (left < 8) code &= left > 0 ? (1u << left) - 1 : 0;
+            word |= (code & 0xff) << 8 * j;
+            if (++column == row_bytes) column = 0;
+        }
+        if (4 * i + 4 <= bytes) {
+            reinterpret_cast<unsigned*>(p)[i] = word;
+        } else {
+            for (int j = 0; 4 * i + j < bytes; j++) p[4 * i + j] = (unsigned char)(word >> 8 * j);
+        }
+    }
+}
+
+// A stream of `count` zero points of `bits` bits, lowest bits first: 2^(bits - 1), less one where
+// a coin says so. p [ceil(count * bits / 8)]. Any grid and block.
+extern "C" __global__ void fill_middle(unsigned char* p, long long count, int bits,
+                                       unsigned long long seed) {
+    for (long long i = first_index(); 8 * i < count * bits; i += index_stride()) {
+        unsigned byte = 0;
+        for (int b = 0; b < 8; b++) {
+            const long long at = 8 * i + b, element = at / bits;
+            if (element >= count) break;
+            const unsigned coin = unsigned(random_bits(seed, element / 64) >> element % 64) & 1;
+            byte |= (((1u << (bits - 1)) - coin) >> at % bits & 1) << b;
+        }
+        p[i] = (unsigned char)byte;
+    }
+}
+
+template <typename T>
+DEVICE void fill_picks(T* p, const T* levels, long long n, unsigned long long seed) {
+    for (long long i = first_index(); 4 * i < n; i += index_stride()) {
+        const unsigned long long bits = random_bits(seed, i);
+        for (int j = 0; j < 4 && 4 * i + j < n; j++) p[4 * i + j] = levels[bits >> 16 * j & 4095];
+    }
+}
+
+// n picks from levels [4096], numbers of 16 or 32 bits. Any grid and block.
+extern "C" __global__ void fill_picks_16(unsigned short* p, const unsigned short* levels,
+                                         long long n, unsigned long long seed) {
+    fill_picks(p, levels, n, seed);
+}
+
+extern "C" __global__ void fill_picks_32(unsigned* p, const unsigned* levels, long long n,
+                                         unsigned long long seed) {
+    fill_picks(p, levels, n, seed);
+}

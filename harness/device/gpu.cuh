@@ -117,29 +117,11 @@ struct Max {
     DEVICE float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
-// ---- warp-wide instructions (PTX ISA 8: mma, ldmatrix, cp.async; sm_80 and later) --------------
-//
-// Lane = 4 g + t. Registers hold two F16, the first in the low half.
-
-// c += a b for a [16, 16], b [16, 8], c [16, 8]. Registers of a: (row g, columns 2t, 2t + 1),
-// (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8); of b: (rows 2t, 2t + 1, column g), (2t + 8, g);
-// of c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
-DEVICE void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
-                unsigned b1) {
-#ifdef __CUDACC__
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-#else
-    const unsigned a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
-    emulate::mma_m16n8k16(c, a, b);
-#endif
-}
+// ---- shared memory (PTX ISA 8: ldmatrix, cp.async; sm_80 and later) ------------------------------
 
 // Four 8x8 matrices of F16 from shared memory: lane l gives the address of row l % 8 of matrix
-// l / 8 (16 bytes, aligned) and gets (row g, columns 2t, 2t + 1) of each; transposed: (row 2t and
-// 2t + 1, column g).
+// l / 8 (16 bytes, aligned) and, with l = 4 g + t, gets (row g, columns 2t, 2t + 1) of each;
+// transposed: (rows 2t, 2t + 1, column g). The first is in the low half of the register.
 template <bool TRANSPOSED> DEVICE void load_matrices(unsigned (&r)[4], const uint4* row) {
 #ifdef __CUDACC__
     const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));

@@ -14,6 +14,7 @@ use crate::packed::{self, FormatSpec, PackedLinear};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -158,8 +159,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn tensor(&self, name: &str) -> Result<Tensor> {
-        let view = self.views.tensor(name).map_err(|_| {
+    fn view(&self, name: &str) -> Result<TensorView<'_>> {
+        self.views.tensor(name).map_err(|_| {
             Error::from(TensorFault {
                 path: self.path.into(),
                 tensor: name.into(),
@@ -167,7 +168,11 @@ impl Reader<'_> {
                 found: "missing".into(),
                 next: DAMAGED.into(),
             })
-        })?;
+        })
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        let view = self.view(name)?;
         let dtype = DType::try_from(view.dtype())?;
         self.kernels.upload(view.data(), dtype, view.shape())
     }
@@ -198,8 +203,13 @@ impl Parts for Reader<'_> {
                 next: DAMAGED.into(),
             })
         })?;
-        packed::load(spec, shape, &mut |name| {
-            self.tensor(&format!("{module}.{name}"))
+        packed::load(spec, shape, &mut |role| {
+            let name = format!("{module}.{role}");
+            // What the format will not be able to read where it goes.
+            if self.kernels.gpu().is_some() {
+                packed::check(spec, role, self.view(&name)?.data())?;
+            }
+            self.tensor(&name)
         })
         .map_err(|error| match error {
             // The format knows its tensors by their role only.

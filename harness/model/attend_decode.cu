@@ -15,6 +15,7 @@
 // Grid of attend_decode_*: (splits, kv_heads, batch), block DECODE_THREADS. The context is
 // *position + 1 keys, but never more than `capacity`. heads is a multiple of kv_heads, scale > 0.
 // head_dim is part of the name: 16, 32, 64, 80, 96, 128, 256.
+#include "../packed/instructions.cuh"
 #include "attend_f32.cuh"
 
 constexpr int DECODE_WARPS = 4;
@@ -152,7 +153,7 @@ DEVICE void attend_decode_f16(const half* q, const half* kc, const half* vc, flo
             for (int w = 0; w < Key::WORDS; w += 2) {
 #pragma unroll
                 for (int n = 0; n < 2; n++) {
-                    mma(score[n], query[w], 0, query[w + 1], 0, k[n][w], k[n][w + 1]);
+                    multiply_add(score[n], {query[w], 0, query[w + 1], 0}, {k[n][w], k[n][w + 1]});
                 }
             }
             load_keys(next);
@@ -184,9 +185,12 @@ DEVICE void attend_decode_f16(const half* q, const half* kc, const half* vc, flo
                 out[w][0] *= keep_even, out[w][1] *= keep_odd;
                 out[w][2] *= keep_even, out[w][3] *= keep_odd;
                 // Row g is a word's first channel, row g + 8 its second.
-                mma(out[w], __byte_perm(v[0][w], v[1][w], 0x5410),
-                    __byte_perm(v[0][w], v[1][w], 0x7632), __byte_perm(v[2][w], v[3][w], 0x5410),
-                    __byte_perm(v[2][w], v[3][w], 0x7632), b0, b1);
+                multiply_add(out[w],
+                             {__byte_perm(v[0][w], v[1][w], 0x5410),
+                              __byte_perm(v[0][w], v[1][w], 0x7632),
+                              __byte_perm(v[2][w], v[3][w], 0x5410),
+                              __byte_perm(v[2][w], v[3][w], 0x7632)},
+                             {b0, b1});
             }
             load_values(next);
             first = next;

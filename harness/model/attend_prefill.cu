@@ -11,6 +11,7 @@
 //
 // A NaN or infinity in a value also reaches the queries before it that share its tile, since
 // their weight for it, 0, is multiplied all the same.
+#include "../packed/instructions.cuh"
 #include "attend_f32.cuh"
 
 constexpr int PREFILL_WARPS = 4;
@@ -113,8 +114,8 @@ DEVICE void attend_prefill_f16(const half* q, const half* kc, const half* vc, ha
             for (int n = 0; n < KEYS / 8; n += 2) {
                 unsigned b[4];
                 load_matrices<false>(b, &keys[T::at(8 * n + k_row, 2 * s + k_unit)]);
-                mma(score[n], query[s][0], query[s][1], query[s][2], query[s][3], b[0], b[1]);
-                mma(score[n + 1], query[s][0], query[s][1], query[s][2], query[s][3], b[2], b[3]);
+                multiply_add(score[n], query[s], {b[0], b[1]});
+                multiply_add(score[n + 1], query[s], {b[2], b[3]});
             }
         }
 
@@ -171,8 +172,9 @@ DEVICE void attend_prefill_f16(const half* q, const half* kc, const half* vc, ha
                 load_matrices<true>(b, &values[T::at(16 * j + v_row, n + v_unit)]);
                 const auto& low = weight[2 * j];
                 const auto& high = weight[2 * j + 1];
-                mma(o[n], low[0], low[1], high[0], high[1], b[0], b[1]);
-                mma(o[n + 1], low[0], low[1], high[0], high[1], b[2], b[3]);
+                const unsigned a[4] = {low[0], low[1], high[0], high[1]};
+                multiply_add(o[n], a, {b[0], b[1]});
+                multiply_add(o[n + 1], a, {b[2], b[3]});
             }
         }
     }

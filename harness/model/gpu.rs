@@ -13,6 +13,7 @@ use crate::memory::{self, Part};
 use crate::packed::PackedLinear;
 use crate::packed::dense::Dense;
 use crate::packed::gpu::{Choice, Output, Product, Products};
+use crate::packed::random::{self, Untrained};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::View;
@@ -45,8 +46,8 @@ pub struct GpuKernels {
     graphs: bool,
     /// By step; a step's tensors are views of the front of its buffer.
     buffers: Mutex<HashMap<Slot, Buffer>>,
-    /// What was uploaded, counted as long as this lives.
-    uploads: Mutex<Vec<Claim>>,
+    /// What a model was put into, counted as long as this lives.
+    claims: Mutex<Vec<Claim>>,
     /// U32 `[1]`: tokens already in the cache.
     position: Buffer,
     /// What `position` holds, as far as the host knows.
@@ -86,7 +87,7 @@ impl GpuKernels {
             products: Products::new(gpu.clone(), choice),
             graphs,
             buffers: Mutex::default(),
-            uploads: Mutex::default(),
+            claims: Mutex::default(),
             position: gpu.zeros(1, DType::U32, Part::Other)?,
             known_position: Arc::new(AtomicU64::new(UNKNOWN)),
             recording: AtomicBool::new(false),
@@ -333,12 +334,22 @@ impl Kernels for GpuKernels {
         let buffer = self.gpu.buffer(shape, dtype, memory::current())?;
         let (tensor, claim) = buffer.into_parts();
         self.gpu.driver().write(bytes, self.gpu.address(&tensor)?)?;
-        lock(&self.uploads).push(claim);
+        lock(&self.claims).push(claim);
         Ok(tensor)
     }
 
     fn place(&self, tensor: Tensor) -> Result<Tensor> {
         self.upload(&View::data(&tensor), tensor.dtype(), tensor.dims())
+    }
+
+    fn fill(&self, what: &Untrained, seed: u64) -> Result<Tensor> {
+        let buffer = self
+            .gpu
+            .buffer(&what.dims[..], what.dtype, memory::current())?;
+        let (tensor, claim) = buffer.into_parts();
+        random::on_gpu(&self.gpu, what, seed, &tensor)?;
+        lock(&self.claims).push(claim);
+        Ok(tensor)
     }
 
     fn kv_cache(&self, shape: KvShape, precision: KvPrecision) -> Result<Vec<LayerCache>> {

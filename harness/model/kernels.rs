@@ -11,6 +11,7 @@ use crate::device::{Gpu, Graph};
 use crate::memory::{self, Part};
 use crate::packed::PackedLinear;
 use crate::packed::dense::Dense;
+use crate::packed::random::{self, Untrained};
 use candle_core::{DType, Device, Tensor};
 
 /// Queries, keys and values of one layer as the linears gave them: `[batch · tokens, width]`.
@@ -61,6 +62,9 @@ pub trait Kernels: Send + Sync {
 
     /// A tensor of the CPU on the device, counted under the current part.
     fn place(&self, tensor: Tensor) -> Result<Tensor>;
+
+    /// A tensor of random or constant content, made on the device; counted under the current part.
+    fn fill(&self, what: &Untrained, seed: u64) -> Result<Tensor>;
 
     /// Room for every layer's keys and values, counted as KV cache while it lives.
     fn kv_cache(&self, shape: KvShape, precision: KvPrecision) -> Result<Vec<LayerCache>>;
@@ -149,6 +153,10 @@ impl Kernels for CpuKernels {
 
     fn place(&self, tensor: Tensor) -> Result<Tensor> {
         Ok(tensor)
+    }
+
+    fn fill(&self, what: &Untrained, seed: u64) -> Result<Tensor> {
+        random::on_cpu(what, seed)
     }
 
     fn kv_cache(&self, shape: KvShape, precision: KvPrecision) -> Result<Vec<LayerCache>> {

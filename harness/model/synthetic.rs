@@ -7,9 +7,10 @@ use super::config::{Config, RopeScaling};
 use super::decoder::Decoder;
 use super::kernels::Kernels;
 use super::weights::{WeightSource, layout};
+use crate::packed::random::{Content, Untrained};
 use crate::packed::{self, FormatSpec, PackedLinear, dense};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use serde::Deserialize;
 use std::path::Path;
 use std::sync::Arc;
@@ -178,7 +179,8 @@ impl WeightSource for Shape {
 
 /// A decoder of this shape, with RoPE tables for `positions`: packed linears of
 /// random codes stored as `spec`, normal embedding and head, gains of one, biases of zero.
-/// Equal seeds give equal bytes. Takes no more memory than the model.
+/// Equal seeds give equal bytes on every device. Everything is made where it stays, tensor by
+/// tensor, and takes no more memory than the model.
 pub fn decoder(
     config: &Config,
     spec: &FormatSpec,
@@ -210,28 +212,28 @@ impl RandomParts<'_> {
         // A weight may use two: its own and the next.
         self.next_seed.fetch_add(2, Relaxed)
     }
+
+    fn constant(&self, shape: &[usize], value: f32) -> Result<Tensor> {
+        let content = Content::Constant(value);
+        let what = Untrained::new("codes", DType::F16, shape, content);
+        self.kernels.fill(&what, 0)
+    }
 }
 
 impl Parts for RandomParts<'_> {
     fn half(&self, _name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.kernels.place(match *shape {
-            [rows, cols] => dense::random_codes(DType::F16, (rows, cols), self.seed())?,
-            _ => Tensor::ones(shape, DType::F16, &Device::Cpu)?,
-        })
+        match *shape {
+            [rows, cols] => {
+                let numbers = dense::untrained(DType::F16, (rows, cols));
+                self.kernels.fill(&numbers, self.seed())
+            }
+            _ => self.constant(shape, 1.0),
+        }
     }
 
     fn weight(&self, _module: &str, shape: (usize, usize)) -> Result<Box<dyn PackedLinear>> {
-        let stored = packed::random(self.spec, shape, self.seed())?.stored();
-        packed::load(self.spec, shape, &mut |name| {
-            let found = stored.iter().find(|s| s.name == name);
-            let tensor = found.map(|s| s.tensor.clone()).ok_or_else(|| {
-                Error::unsupported(
-                    format!("a random weight without `{name}`"),
-                    "report this defect",
-                )
-            })?;
-            self.kernels.place(tensor)
-        })
+        let seed = self.seed();
+        packed::random_by(self.spec, shape, &mut |what| self.kernels.fill(what, seed))
     }
 
     fn bias(&self, module: &str, n_out: usize) -> Result<Option<Tensor>> {
@@ -239,8 +241,7 @@ impl Parts for RandomParts<'_> {
         if !(self.config.qkv_bias && biased.contains(&true)) {
             return Ok(None);
         }
-        let zeros = Tensor::zeros(n_out, DType::F16, &Device::Cpu)?;
-        self.kernels.place(zeros).map(Some)
+        self.constant(&[n_out], 0.0).map(Some)
     }
 }
 

@@ -44,7 +44,7 @@ struct Bf16 {
 template <class F>
 __device__ __forceinline__ void linear_in_f32(const Members& members, const half* x, int rows, int k_in, int group, int output) {
     int block = blockIdx.x;
-    Member w = member_of<linear_tile(64)>(members, block);
+    const Member& w = member_of<linear_tile(64)>(members, block);
     linear_plain<F, linear_tile(64)>(w, block * linear_tile(64), x, rows, k_in, group, output);
 }
 

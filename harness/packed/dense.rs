@@ -3,9 +3,10 @@
 use super::cpu::isa::Isa;
 use super::cpu::rows::{Element, Elements, Scales};
 use super::gpu::{GpuWeight, ManyRows};
+use super::random::{self, Content, Untrained};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, mismatch,
-    not_on_cpu, random, take, with_slice,
+    not_on_cpu, take, with_slice,
 };
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
@@ -132,28 +133,16 @@ impl PackedLinear for Dense {
     }
 }
 
-/// Normal numbers of F32, F16 or BF16 with a standard deviation of `1 / sqrt(k_in)`,
-/// `[n_out, k_in]`; see [`super::Format::random`].
-///
-/// # Errors
-/// A shape that cannot be addressed.
-pub fn random_codes(dtype: DType, shape: (usize, usize), seed: u64) -> Result<Tensor> {
-    check_shape(shape)?;
-    let (len, deviation) = (shape.0 * shape.1, random::deviation(shape.1));
-    Ok(match dtype {
-        DType::F32 => {
-            let values = random::normals(len, deviation, seed, |x| x);
-            Tensor::from_vec(values, shape, &Device::Cpu)?
-        }
-        DType::F16 => {
-            let values = random::normals(len, deviation, seed, f16::from_f32);
-            Tensor::from_vec(values, shape, &Device::Cpu)?
-        }
-        _ => {
-            let values = random::normals(len, deviation, seed, bf16::from_f32);
-            Tensor::from_vec(values, shape, &Device::Cpu)?
-        }
-    })
+/// The numbers of a matrix that nobody trained, `[n_out, k_in]` F32, F16 or BF16: normal, with a
+/// standard deviation of `1 / sqrt(k_in)`.
+pub fn untrained(dtype: DType, (n_out, k_in): (usize, usize)) -> Untrained {
+    let deviation = random::deviation(k_in);
+    Untrained::new(
+        "codes",
+        dtype,
+        &[n_out, k_in],
+        Content::Normal { deviation },
+    )
 }
 
 /// Loads [`Dense`].
@@ -186,14 +175,9 @@ impl super::Format for Format {
         Ok(Box::new(Dense { codes, shape }))
     }
 
-    fn random(
-        &self,
-        spec: &FormatSpec,
-        shape: (usize, usize),
-        seed: u64,
-    ) -> Result<Box<dyn PackedLinear>> {
-        let codes = random_codes(dtype_of(spec)?, shape, seed)?;
-        Ok(Box::new(Dense { codes, shape }))
+    fn untrained(&self, spec: &FormatSpec, shape: (usize, usize)) -> Result<Vec<Untrained>> {
+        check_shape(shape)?;
+        Ok(vec![untrained(dtype_of(spec)?, shape)])
     }
 }
 

@@ -8,9 +8,10 @@
 use super::cpu::isa::Isa;
 use super::cpu::rows::{Element, Elements, Scales};
 use super::gpu::{GpuWeight, ManyRows};
+use super::random::{self, Codes, Content, Untrained};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, mismatch,
-    not_on_cpu, random, take, with_slice,
+    not_on_cpu, take, with_slice,
 };
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
@@ -153,16 +154,10 @@ impl Fp8 {
     }
 
     fn checked(kind: Kind, codes: Tensor, scales: Tensor, shape: (usize, usize)) -> Result<Self> {
-        with_slice::<u8, _>("codes", &codes, |codes| {
-            match codes.iter().find(|&&c| c & 0x7f > kind.max_code()) {
-                Some(code) => Err(mismatch(
-                    "codes",
-                    "finite numbers",
-                    format!("code {code:#04x}, which is {}", kind.decode(*code)),
-                )),
-                None => Ok(()),
-            }
-        })?;
+        // Bytes on another device were checked on their way there.
+        if codes.device().is_cpu() {
+            with_slice::<u8, _>("codes", &codes, |codes| Self::check(kind, codes))?;
+        }
         Ok(Self {
             kind,
             codes,
@@ -185,20 +180,37 @@ impl Fp8 {
         })
     }
 
-    /// A weight that nobody trained; see [`super::Format::random`].
-    pub(super) fn random(kind: Kind, shape: (usize, usize), seed: u64) -> Result<Self> {
+    /// What a weight that nobody trained stores; see [`super::Format::untrained`].
+    pub(super) fn untrained(kind: Kind, shape: (usize, usize)) -> Result<Vec<Untrained>> {
         check_shape(shape)?;
-        let is_number = |code: u8| code & 0x7f <= kind.max_code();
-        let codes = random::bytes(shape.0 * shape.1, seed, is_number);
+        let (n_out, k_in) = shape;
+        let positive = u32::from(kind.max_code()) + 1;
+        let codes = Content::Codes(Codes {
+            levels: 2 * positive,
+            below: positive,
+            resume: 0x80,
+            row_bytes: k_in,
+            row_bits: 8 * k_in,
+        });
         let squares = (0..=kind.max_code()).map(|code| kind.decode(code).powi(2));
-        let mean_square = squares.sum::<f32>() / (f32::from(kind.max_code()) + 1.0);
-        let scales = vec![random::deviation(shape.1) / mean_square.sqrt(); shape.0];
-        Ok(Fp8 {
-            kind,
-            codes: Tensor::from_vec(codes, shape, &Device::Cpu)?,
-            scales: Tensor::from_vec(scales, shape.0, &Device::Cpu)?,
-            shape,
-        })
+        let mean_square = squares.sum::<f32>() / positive as f32;
+        let scale = Content::Constant(random::deviation(k_in) / mean_square.sqrt());
+        Ok(vec![
+            Untrained::new("codes", DType::U8, &[n_out, k_in], codes),
+            Untrained::new("scales", DType::F32, &[n_out], scale),
+        ])
+    }
+
+    /// Refuses codes that are no finite numbers.
+    pub(super) fn check(kind: Kind, codes: &[u8]) -> Result<()> {
+        match codes.iter().find(|&&c| c & 0x7f > kind.max_code()) {
+            Some(code) => Err(mismatch(
+                "codes",
+                "finite numbers",
+                format!("code {code:#04x}, which is {}", kind.decode(*code)),
+            )),
+            None => Ok(()),
+        }
     }
 }
 
@@ -283,13 +295,15 @@ impl super::Format for Format {
         Ok(Box::new(Fp8::load(Kind::of(spec)?, shape, tensors)?))
     }
 
-    fn random(
-        &self,
-        spec: &FormatSpec,
-        shape: (usize, usize),
-        seed: u64,
-    ) -> Result<Box<dyn PackedLinear>> {
-        Ok(Box::new(Fp8::random(Kind::of(spec)?, shape, seed)?))
+    fn untrained(&self, spec: &FormatSpec, shape: (usize, usize)) -> Result<Vec<Untrained>> {
+        Fp8::untrained(Kind::of(spec)?, shape)
+    }
+
+    fn check(&self, spec: &FormatSpec, name: &str, bytes: &[u8]) -> Result<()> {
+        match name {
+            "codes" => Fp8::check(Kind::of(spec)?, bytes),
+            _ => Ok(()),
+        }
     }
 }
 

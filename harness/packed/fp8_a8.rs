@@ -12,6 +12,7 @@ use super::cpu::rounded;
 use super::cpu::rows::{Elements, Scales};
 use super::fp8::{E4m3, Fp8, Kind};
 use super::gpu::{GpuWeight, ManyRows};
+use super::random::Untrained;
 use super::{FormatSpec, PackedLinear, Stored, Tensors, bad_spec, not_on_cpu};
 use crate::Result;
 use candle_core::{Device, Tensor};
@@ -107,15 +108,16 @@ impl super::Format for Format {
         Ok(Box::new(Fp8A8 { weight }))
     }
 
-    fn random(
-        &self,
-        spec: &FormatSpec,
-        shape: (usize, usize),
-        seed: u64,
-    ) -> Result<Box<dyn PackedLinear>> {
+    fn untrained(&self, spec: &FormatSpec, shape: (usize, usize)) -> Result<Vec<Untrained>> {
         check(spec, shape)?;
-        let weight = Fp8::random(Kind::E4m3, shape, seed)?;
-        Ok(Box::new(Fp8A8 { weight }))
+        Fp8::untrained(Kind::E4m3, shape)
+    }
+
+    fn check(&self, _spec: &FormatSpec, name: &str, bytes: &[u8]) -> Result<()> {
+        match name {
+            "codes" => Fp8::check(Kind::E4m3, bytes),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -11,9 +11,10 @@
 use super::cpu::isa::Isa;
 use super::cpu::rows::Rows;
 use super::gpu::{GpuWeight, ManyRows};
+use super::random::{self, Codes, Content, Untrained};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, mismatch,
-    not_on_cpu, random, take, with_slice,
+    not_on_cpu, take, with_slice,
 };
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
@@ -253,46 +254,31 @@ impl super::Format for Format {
     }
 
     /// Zero points are one of the two codes in the middle, so that weights have no mean.
-    fn random(
-        &self,
-        spec: &FormatSpec,
-        shape: (usize, usize),
-        seed: u64,
-    ) -> Result<Box<dyn PackedLinear>> {
+    fn untrained(&self, spec: &FormatSpec, shape: (usize, usize)) -> Result<Vec<Untrained>> {
         let layout = Layout::new(spec.bits, spec.group_size, shape)?;
         let (n_out, k_in) = shape;
+        let (groups, row_bytes) = (layout.groups(), layout.row_bytes());
         // All codes of a width are valid, so a row of them is a row of random bytes.
-        let mut codes = random::bytes(n_out * layout.row_bytes(), seed, |_| true);
-        clear_padding(&mut codes, layout);
-        let middle = 1u8 << (layout.bits - 1);
-        let mut zeros = random::bytes(n_out * layout.groups(), seed.wrapping_add(1), |_| true);
-        zeros.iter_mut().for_each(|z| *z = middle - (*z & 1));
-        let mut packed_zeros = vec![0; layout.zero_bytes()];
-        pack(&zeros, layout.bits, &mut packed_zeros);
+        let codes = Content::Codes(Codes {
+            levels: 256,
+            below: 256,
+            resume: 256,
+            row_bytes,
+            row_bits: layout.bits * k_in,
+        });
         // Variance of an even draw from 2^bits codes, whose mean is half a code from the zero.
         let levels = (1u32 << layout.bits) as f32;
         let mean_square = (levels * levels - 1.0) / 12.0 + 0.25;
-        let scale = f16::from_f32(random::deviation(k_in) / mean_square.sqrt());
-        let scales = vec![scale; n_out * layout.groups()];
-        Ok(Box::new(Grouped {
-            layout,
-            codes: Tensor::from_vec(codes, (n_out, layout.row_bytes()), &Device::Cpu)?,
-            scales: Tensor::from_vec(scales, (n_out, layout.groups()), &Device::Cpu)?,
-            zeros: Tensor::from_vec(packed_zeros, layout.zero_bytes(), &Device::Cpu)?,
-        }))
-    }
-}
-
-/// Zeroes what follows the last code of every row.
-fn clear_padding(codes: &mut [u8], layout: Layout) {
-    let used_bits = layout.shape.1 * layout.bits;
-    let row_bytes = layout.row_bytes();
-    if used_bits == 8 * row_bytes {
-        return;
-    }
-    for row in codes.chunks_mut(row_bytes) {
-        row[used_bits / 8] &= (1 << (used_bits % 8)) - 1;
-        row[used_bits / 8 + 1..].fill(0);
+        let scale = Content::Constant(random::deviation(k_in) / mean_square.sqrt());
+        let zeros = Content::Middle {
+            bits: layout.bits,
+            count: n_out * groups,
+        };
+        Ok(vec![
+            Untrained::new("codes", DType::U8, &[n_out, row_bytes], codes),
+            Untrained::new("scales", DType::F16, &[n_out, groups], scale),
+            Untrained::new("zeros", DType::U8, &[layout.zero_bytes()], zeros),
+        ])
     }
 }
 

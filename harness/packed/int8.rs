@@ -4,9 +4,10 @@
 use super::cpu::isa::Isa;
 use super::cpu::rows::{Element, Elements, Scales};
 use super::gpu::{GpuWeight, ManyRows};
+use super::random::{self, Codes, Content, Untrained};
 use super::{
     FormatSpec, PackedLinear, Stored, Tensors, bad_spec, check_len, check_shape, cpu, not_on_cpu,
-    random, take, with_slice,
+    take, with_slice,
 };
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
@@ -83,20 +84,26 @@ impl Int8 {
         })
     }
 
-    /// A weight that nobody trained; see [`super::Format::random`].
-    pub(super) fn random(per_row: bool, shape: (usize, usize), seed: u64) -> Result<Self> {
+    /// What a weight that nobody trained stores; see [`super::Format::untrained`]. Codes are -127
+    /// to 127, as methods use them: symmetric, so that weights have no mean.
+    pub(super) fn untrained(per_row: bool, shape: (usize, usize)) -> Result<Vec<Untrained>> {
         check_shape(shape)?;
-        let codes = random::bytes(shape.0 * shape.1, seed, |code| code != i8::MIN as u8);
+        let (n_out, k_in) = shape;
+        let codes = Content::Codes(Codes {
+            levels: 255,
+            below: 128,
+            resume: 129,
+            row_bytes: k_in,
+            row_bits: 8 * k_in,
+        });
         // Of a number drawn evenly from -n to n the mean square is n (n + 1) / 3.
         let root_mean_square = (127.0f32 * 128.0 / 3.0).sqrt();
-        let scale = f16::from_f32(random::deviation(shape.1) / root_mean_square);
-        let scales = vec![scale; if per_row { shape.0 } else { 1 }];
-        Ok(Int8 {
-            codes: Tensor::from_vec(codes, shape, &Device::Cpu)?,
-            scales: Tensor::from_slice(&scales, scales.len(), &Device::Cpu)?,
-            shape,
-            per_row,
-        })
+        let scale = Content::Constant(random::deviation(k_in) / root_mean_square);
+        let scales = if per_row { n_out } else { 1 };
+        Ok(vec![
+            Untrained::new("codes", DType::U8, &[n_out, k_in], codes),
+            Untrained::new("scales", DType::F16, &[scales], scale),
+        ])
     }
 }
 
@@ -186,14 +193,8 @@ impl super::Format for Format {
         Ok(Box::new(Int8::load(per_row(spec)?, shape, tensors)?))
     }
 
-    /// Codes are -127 to 127, as methods use them: symmetric, so that weights have no mean.
-    fn random(
-        &self,
-        spec: &FormatSpec,
-        shape: (usize, usize),
-        seed: u64,
-    ) -> Result<Box<dyn PackedLinear>> {
-        Ok(Box::new(Int8::random(per_row(spec)?, shape, seed)?))
+    fn untrained(&self, spec: &FormatSpec, shape: (usize, usize)) -> Result<Vec<Untrained>> {
+        Int8::untrained(per_row(spec)?, shape)
     }
 }
 

@@ -9,6 +9,7 @@ use super::activations::{Activations, check_inputs};
 use super::cpu::int8_dot::{self, Weights};
 use super::gpu::{GpuWeight, ManyRows};
 use super::int8::Int8;
+use super::random::Untrained;
 use super::{FormatSpec, PackedLinear, Stored, Tensors, bad_spec, not_on_cpu};
 use crate::Result;
 use candle_core::{Device, Tensor};
@@ -104,15 +105,9 @@ impl super::Format for Format {
         Ok(Box::new(Int8A8 { weight }))
     }
 
-    fn random(
-        &self,
-        spec: &FormatSpec,
-        shape: (usize, usize),
-        seed: u64,
-    ) -> Result<Box<dyn PackedLinear>> {
+    fn untrained(&self, spec: &FormatSpec, shape: (usize, usize)) -> Result<Vec<Untrained>> {
         check(spec, shape)?;
-        let weight = Int8::random(true, shape, seed)?;
-        Ok(Box::new(Int8A8 { weight }))
+        Int8::untrained(true, shape)
     }
 }
 

@@ -60,18 +60,19 @@ __device__ __forceinline__ void write_output(const Member& w, int row, int n, fl
     }
 }
 
-/// The member of a block, and the block's number among those of this member.
+/// The member of a block; `block` becomes its number among those of this member. Members stay in
+/// the constant bank of the launch, and take no registers.
 template <int TILE>
-__device__ __forceinline__ Member member_of(const Members& w, int& block) {
-    Member own = w.m[0];
+__device__ __forceinline__ const Member& member_of(const Members& w, int& block) {
+    int i = 0;
 #pragma unroll
-    for (int i = 1; i < 3; ++i) {
-        int blocks = (own.n_out + TILE - 1) / TILE;
-        if (i >= w.count || block < blocks) break;
+    for (int last = 0; last < 2; ++last) {
+        int blocks = (w.m[last].n_out + TILE - 1) / TILE;
+        if (i < last || last + 1 >= w.count || block < blocks) continue;
         block -= blocks;
-        own = w.m[i];
+        ++i;
     }
-    return own;
+    return w.m[i];
 }
 
 /// Eight weights from input 8 * unit of a row on, zero behind its end.
@@ -381,7 +382,9 @@ struct Division {
 template <class F, int R, int LOAD>
 __device__ __forceinline__ void linear_tiles(typename Division<R>::Sums& sums, const Member& w, int first, const half* x, int rows, int k_in, int group, int output) {
     using D = Division<R>;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int lane = threadIdx.x % 32;
+    // The same in all lanes, which the compiler cannot know of threadIdx.
+    int warp = __shfl_sync(0xffffffffu, int(threadIdx.x / 32), 0);
     int row_tile = warp % D::ROW_TILES, column_tile = warp / D::ROW_TILES % D::COLUMN_TILES;
     int slice = warp / (D::ROW_TILES * D::COLUMN_TILES);
     Product<F, D::COLUMNS, LOAD> product(w, first + row_tile * 16, x, column_tile * D::COLUMNS, rows, k_in, group);
@@ -426,7 +429,7 @@ __device__ __forceinline__ void linear(const Members& members, const half* x, in
     constexpr int TILE = linear_tile(R);
     __shared__ typename Division<R>::Sums sums;
     int block = blockIdx.x;
-    Member w = member_of<TILE>(members, block);
+    const Member& w = member_of<TILE>(members, block);
     int first = block * TILE;
     bool whole = fits<F>(w, x, k_in);
     if (whole && groups_fit<F, F::PIECE>(w, group)) return linear_tiles<F, R, F::PIECE>(sums, w, first, x, rows, k_in, group, output);

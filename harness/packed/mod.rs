@@ -24,12 +24,13 @@ pub mod gpu;
 pub mod grouped;
 pub mod int8;
 pub mod int8_a8;
-mod random;
+pub mod random;
 
 use crate::error::TensorFault;
 use crate::{Error, Result};
 use activations::Activations;
 use candle_core::{DType, Device, Storage, Tensor, WithDType};
+use random::Untrained;
 use serde::{Deserialize, Serialize};
 
 /// One stored tensor of a packed weight, under its name in the native file
@@ -115,19 +116,22 @@ pub trait Format: Sync {
         tensors: &mut Tensors,
     ) -> Result<Box<dyn PackedLinear>>;
 
-    /// A weight of `shape` `(n_out, k_in)` that nobody trained, made in its stored form: codes
-    /// uniform over those that are numbers (normal where a code is a number itself), scales such
-    /// that the weights have a standard deviation of `1 / sqrt(k_in)` around zero. Equal seeds
-    /// give equal bytes. Made on the CPU, in no more memory than the weight.
+    /// What a weight of `shape` `(n_out, k_in)` that nobody trained stores: codes uniform over
+    /// those that are numbers (normal where a code is a number itself), scales such that the
+    /// weights have a standard deviation of `1 / sqrt(k_in)` around zero.
     ///
     /// # Errors
     /// A spec that the format does not have.
-    fn random(
-        &self,
-        spec: &FormatSpec,
-        shape: (usize, usize),
-        seed: u64,
-    ) -> Result<Box<dyn PackedLinear>>;
+    fn untrained(&self, spec: &FormatSpec, shape: (usize, usize)) -> Result<Vec<Untrained>>;
+
+    /// Looks at the bytes of the stored tensor `name` before they go where [`Format::load`]
+    /// cannot read them.
+    ///
+    /// # Errors
+    /// Content that is not what the spec says.
+    fn check(&self, _spec: &FormatSpec, _name: &str, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Every format.
@@ -152,16 +156,43 @@ pub fn load(
     format_of(spec)?.load(spec, shape, tensors)
 }
 
-/// A random weight of any format, on the CPU; see [`Format::random`].
+/// Bytes on their way to a device; see [`Format::check`].
 ///
 /// # Errors
-/// A format that is not in [`FORMATS`], besides those of [`Format::random`].
+/// A format that is not in [`FORMATS`], besides those of [`Format::check`].
+pub fn check(spec: &FormatSpec, name: &str, bytes: &[u8]) -> Result<()> {
+    format_of(spec)?.check(spec, name, bytes)
+}
+
+/// A random weight of any format, on the CPU; see [`Format::untrained`]. Equal seeds give equal
+/// bytes, on every device.
+///
+/// # Errors
+/// See [`random_by`].
 pub fn random(
     spec: &FormatSpec,
     shape: (usize, usize),
     seed: u64,
 ) -> Result<Box<dyn PackedLinear>> {
-    format_of(spec)?.random(spec, shape, seed)
+    random_by(spec, shape, &mut |what| random::on_cpu(what, seed))
+}
+
+/// A random weight of tensors that `fill` makes where it wants them.
+///
+/// # Errors
+/// A format that is not in [`FORMATS`], besides those of [`Format::untrained`] and `fill`.
+pub fn random_by(
+    spec: &FormatSpec,
+    shape: (usize, usize),
+    fill: &mut dyn FnMut(&Untrained) -> Result<Tensor>,
+) -> Result<Box<dyn PackedLinear>> {
+    let format = format_of(spec)?;
+    let stored = format.untrained(spec, shape)?;
+    let absent = |name: &str| mismatch(name, "a law for its content", "none");
+    format.load(spec, shape, &mut |name| {
+        let what = stored.iter().find(|what| what.name == name);
+        fill(what.ok_or_else(|| absent(name))?)
+    })
 }
 
 fn format_of(spec: &FormatSpec) -> Result<&'static dyn Format> {

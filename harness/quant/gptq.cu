@@ -235,9 +235,10 @@ DEVICE void cholesky_block(T* a, T* inverse, unsigned* failed, long long pitch, 
         if (row == column) l[row][row] = diagonal[row];
         a[row * pitch + column] = l[row][column];
     }
-    // Row i of the inverse X takes the place of row i of L: L[i, :i] X[:i] = -L_ii X[i, :i].
+    __syncthreads();
+    // Row i of the inverse X takes the place of row i of L: L[i, :i] X[:i] = -L_ii X[i, :i]. Of X
+    // a thread reads its own column only.
     for (int i = 0; i < n; i++) {
-        __syncthreads();
         T sum = T(0);
         for (int c = thread; c < i; c++) {
             sum += l[i][c] * l[c][thread];

@@ -34,6 +34,17 @@ pub fn packed_on(
     precision: &str,
     positions: usize,
 ) -> Loaded {
+    let (_dir, path) = packed_file_of(model, precision);
+    native::load(&path, positions, kernels).unwrap()
+}
+
+/// The embedded model, packed at a precision that needs no calibration: a file in a folder of its
+/// own.
+pub fn packed_file(precision: &str) -> (tempfile::TempDir, PathBuf) {
+    packed_file_of(None, precision)
+}
+
+fn packed_file_of(model: Option<&Path>, precision: &str) -> (tempfile::TempDir, PathBuf) {
     let source = weights::open(model).unwrap();
     let method = quant::parse(precision).unwrap();
     let kv = KvPrecision::parse("fp16").unwrap();
@@ -48,7 +59,7 @@ pub fn packed_on(
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
     quantized.model.write(&path).unwrap();
-    native::load(&path, positions, kernels).unwrap()
+    (dir, path)
 }
 
 /// The SmolLM2 GGUF, or a printed reason why the test does not run. With

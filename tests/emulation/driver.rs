@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Shape, Storage, Tensor};
 use half::f16;
 use quantbench::device::{Args, DeviceInfo, Driver, Gemm, GemmKind, Graph, Launch, PoolUsage};
 use quantbench::{Error, Result};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 /// The device that the tests run on: the GPU that `QUANTBENCH_TEST_DEVICE` names (`cuda:0`), else
@@ -20,6 +21,7 @@ pub fn driver() -> Option<Arc<Spy>> {
     Some(Arc::new(Spy {
         inner,
         launches: Mutex::default(),
+        written_bytes: AtomicUsize::new(0),
     }))
 }
 
@@ -27,12 +29,18 @@ pub fn driver() -> Option<Arc<Spy>> {
 pub struct Spy {
     inner: Arc<dyn Driver>,
     launches: Mutex<Vec<String>>,
+    written_bytes: AtomicUsize,
 }
 
 impl Spy {
     /// Kernels and products started since the last call.
     pub fn take_launches(&self) -> Vec<String> {
         std::mem::take(&mut self.launches.lock().unwrap())
+    }
+
+    /// Bytes copied from the host since the last call.
+    pub fn take_written_bytes(&self) -> usize {
+        self.written_bytes.swap(0, Relaxed)
     }
 }
 
@@ -60,6 +68,7 @@ impl Driver for Spy {
     }
 
     fn write(&self, bytes: &[u8], to: u64) -> Result<()> {
+        self.written_bytes.fetch_add(bytes.len(), Relaxed);
         self.inner.write(bytes, to)
     }
 
@@ -172,6 +181,7 @@ impl Driver for EmulatedDriver {
             DType::BF16 => storage.as_slice::<half::bf16>()?.as_ptr() as u64,
             DType::F32 => storage.as_slice::<f32>()?.as_ptr() as u64,
             DType::U32 => storage.as_slice::<u32>()?.as_ptr() as u64,
+            DType::I32 => storage.as_slice::<i32>()?.as_ptr() as u64,
             DType::U8 => storage.as_slice::<u8>()?.as_ptr() as u64,
             other => panic!("no kernel reads {other:?}"),
         };

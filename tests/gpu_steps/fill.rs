@@ -88,6 +88,72 @@ fn normal_halves_have_mean_and_deviation() {
 }
 
 #[test]
+fn codes_zero_points_and_picks_do_not_depend_on_the_grid() {
+    let Some(emulation) = Emulation::get() else {
+        return;
+    };
+    let levels: Vec<u32> = (0..4096).map(|i| i * 1_000_003).collect();
+    let table = Guarded::from(&levels);
+    for count in [1usize, 5, 8, 1003] {
+        let codes = on_every_grid(|grid, block| {
+            let p = Guarded::<u8>::poisoned(count);
+            // Rows of 5 bytes of which 37 bits are used; no code is 200 or more.
+            emulation
+                .launch(
+                    "fill_codes",
+                    grid,
+                    block,
+                    0,
+                    arguments![
+                        p.pointer(),
+                        count as i64,
+                        7u64,
+                        200u32,
+                        200u32,
+                        200u32,
+                        5i64,
+                        37i64
+                    ],
+                )
+                .unwrap();
+            to_vec(&p)
+        });
+        assert!(codes.iter().all(|c| *c < 200));
+        assert!(codes.iter().skip(4).step_by(5).all(|c| *c < 1 << 5));
+        let zeros = on_every_grid(|grid, block| {
+            let p = Guarded::<u8>::poisoned((3 * count).div_ceil(8));
+            emulation
+                .launch(
+                    "fill_middle",
+                    grid,
+                    block,
+                    0,
+                    arguments![p.pointer(), count as i64, 3i32, 7u64],
+                )
+                .unwrap();
+            to_vec(&p)
+        });
+        let bit = |b: usize| zeros[b / 8] >> (b % 8) & 1;
+        // 3 is 011 and 4 is 100.
+        assert!((0..count).all(|i| bit(3 * i) != bit(3 * i + 2) && bit(3 * i) == bit(3 * i + 1)));
+        let picks = on_every_grid(|grid, block| {
+            let p = Guarded::<u32>::poisoned(count);
+            emulation
+                .launch(
+                    "fill_picks_32",
+                    grid,
+                    block,
+                    0,
+                    arguments![p.pointer(), table.pointer(), count as i64, 7u64],
+                )
+                .unwrap();
+            to_vec(&p)
+        });
+        assert!(picks.iter().all(|p| levels.contains(p)));
+    }
+}
+
+#[test]
 fn constants_fill_every_element() {
     let Some(emulation) = Emulation::get() else {
         return;

@@ -276,6 +276,33 @@ fn a_block_is_rounded_as_on_the_cpu() {
 }
 
 #[test]
+fn ties_and_quotients_are_rounded_as_on_the_cpu() {
+    let Some(emulation) = Emulation::get() else {
+        return;
+    };
+    let call = Call {
+        act_order: true,
+        ..call(4, 8, 500, 8, 0, 8)
+    };
+    let scales: Vec<f32> = numbers(call.rows, 43)
+        .iter()
+        .map(|x| f16::from_f32(0.03 + 0.02 * x).to_f32())
+        .collect();
+    // Halfway between two levels, or as near to it as F32 comes.
+    let middle = |i: usize| scales[i / call.k] * ((i * 7 % 15) as f32 - 7.5);
+    let w: Vec<f32> = (0..call.rows * call.k).map(middle).collect();
+    let fixed = Block {
+        zeros: (0..call.rows).map(|r| (r % 16) as f32).collect(),
+        scales,
+        ..Block::default()
+    };
+    let found = call.run(emulation, &w, &fixed);
+    let expected = call.expected(&w, &fixed).unwrap();
+    assert_eq!(found.codes, expected.codes);
+    assert!(same(&found.errors, &expected.errors));
+}
+
+#[test]
 fn a_step_beyond_f16_is_reported() {
     let Some(emulation) = Emulation::get() else {
         return;
