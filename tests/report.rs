@@ -30,7 +30,7 @@ const HEADERS: [(&str, &str); 5] = [
     ),
     (
         "windows.csv",
-        "run_id,precision,kv_cache,protocol,dataset,window,scored_tokens,nll_sum_nats",
+        "run_id,precision,kv_cache,protocol,dataset,window,scored_tokens,nll_sum_nats,weighted_nll_nats,weight",
     ),
     (
         "samples.csv",
