@@ -156,7 +156,7 @@ struct RunArgs {
     /// Seed of bootstrap and turn order
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// At most this many evaluation windows in all, spread over the texts
+    /// At most this many evaluation windows in all (under each protocol), spread over the texts
     #[arg(long, value_name = "WINDOWS")]
     limit: Option<usize>,
     /// At most this many calibration windows in all, spread over the texts

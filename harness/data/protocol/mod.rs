@@ -19,7 +19,6 @@ use serde::Serialize;
 
 /// A perplexity protocol with its numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct Protocol {
     /// Name and version: the id up to `@`.
     pub name: &'static str,
