@@ -39,6 +39,7 @@ const DEFAULT_PRECISIONS: &str = "fp16,fp8,int8,awq-int4,gptq-int4";
         quantbench run --precisions fp16,gptq-int3,awq-int3-g64\n  \
         quantbench run --model synthetic:llama-2-7b   memory and speed in a model's shapes\n  \
         quantbench run --batch 1,4,16 --context 512,2048\n  \
+        quantbench run --protocol gptq-v1@2048,llamacpp-v1@512\n  \
         quantbench list                               what --precisions, --datasets, ... take\n  \
         quantbench report DIR                         render a run's files again\n\n\
         Exit codes: 0 all fine, 2 wrong usage or input, 3 some precision has no result"
@@ -103,10 +104,12 @@ struct RunArgs {
     /// Calibration texts, likewise [default: all embedded]
     #[arg(long, value_delimiter = ',', value_name = "SETS")]
     calibration: Vec<String>,
-    /// Perplexity protocol, optionally with its window (gptq-v1@512)
-    #[arg(long, default_value = "gptq-v1", value_name = "ID")]
-    protocol: String,
-    /// Tokens per evaluation window [default: 512]
+    /// Perplexity protocols, comma-separated, optionally with window and stride (gptq-v1@512,
+    /// hf-strided-v2@1024:512); the first is the one of results.csv
+    #[arg(long, value_delimiter = ',', default_value = PROTOCOLS[0].values.name, value_name = "IDS")]
+    protocol: Vec<String>,
+    /// Tokens per evaluation window of protocols that state none; their stride is half of it
+    /// [default: 512]
     #[arg(long, value_name = "TOKENS")]
     window: Option<usize>,
     /// Prompt length of the speed test
@@ -153,7 +156,7 @@ struct RunArgs {
     /// Seed of bootstrap and turn order
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// At most this many evaluation windows in all, spread over the texts
+    /// At most this many evaluation windows in all (under each protocol), spread over the texts
     #[arg(long, value_name = "WINDOWS")]
     limit: Option<usize>,
     /// At most this many calibration windows in all, spread over the texts
@@ -243,19 +246,6 @@ fn run(args: &RunArgs) -> Result<i32> {
 }
 
 fn options(args: &RunArgs) -> Result<Options> {
-    let protocol = match (args.window, args.protocol.contains('@')) {
-        (Some(window), false) => format!("{}@{window}", args.protocol),
-        (None, _) => args.protocol.clone(),
-        (Some(window), true) => {
-            return Err(Error::usage(
-                format!(
-                    "--protocol {} already says its window, and --window says {window}",
-                    args.protocol
-                ),
-                "give one of the two",
-            ));
-        }
-    };
     Ok(Options {
         model: args.model.clone(),
         tokenizer: args.tokenizer.clone(),
@@ -264,7 +254,7 @@ fn options(args: &RunArgs) -> Result<Options> {
         kv: each_once(&args.kv),
         datasets: args.datasets.clone(),
         calibration: args.calibration.clone(),
-        protocol,
+        protocol: protocols(args)?,
         limit: args.limit,
         calibration_limit: args.calibration_limit,
         prompt_tokens: args.prompt_tokens,
@@ -285,6 +275,27 @@ fn options(args: &RunArgs) -> Result<Options> {
         out: args.out.clone(),
         command: command_line(),
     })
+}
+
+/// The protocols, with the window of `--window` where they state none.
+fn protocols(args: &RunArgs) -> Result<Vec<String>> {
+    let Some(window) = args.window else {
+        return Ok(args.protocol.clone());
+    };
+    if args.protocol.iter().all(|id| id.contains('@')) {
+        return Err(Error::usage(
+            format!(
+                "--protocol {} already says its window, and --window says {window}",
+                args.protocol.join(",")
+            ),
+            "give one of the two",
+        ));
+    }
+    let with_window = |id: &String| match id.contains('@') {
+        true => id.clone(),
+        false => format!("{id}@{window}"),
+    };
+    Ok(args.protocol.iter().map(with_window).collect())
 }
 
 /// The values of a list in order, without repetitions.

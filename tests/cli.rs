@@ -209,6 +209,185 @@ fn quality_does_not_depend_on_threads_or_repetition() {
     assert_eq!(quality("2"), one);
 }
 
+const ALL_PROTOCOLS: [&str; 8] = [
+    "llamacpp-v1@64",
+    "gptq-v1@64",
+    "hf-strided-v1@64:32",
+    "hf-strided-v2@64:32",
+    "hf-strided-exact@64:32",
+    "lmeval-wikitext-v2@64",
+    "exl2-ed-v1@64",
+    "exl3-v1@64",
+];
+
+/// A short run of two precisions under these protocols.
+fn run_under(protocols: &str, more: &[&str]) -> Tables {
+    let out = tempfile::tempdir().unwrap();
+    let output = run(quick_run(out.path())
+        .args(["--precisions", "fp16,rtn-int4", "--limit", "24"])
+        .args(["--protocol", protocols])
+        .args(more));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    Tables::read(out.path()).unwrap()
+}
+
+#[test]
+fn every_protocol_has_its_rows_and_the_first_is_that_of_the_results() {
+    // The default window is that of --window where an id states none.
+    let mut given = ALL_PROTOCOLS.map(str::to_string);
+    given[1] = "gptq-v1".into();
+    given[7] = "exl3-v1".into();
+    given[2] = "hf-strided-v1".into();
+    let tables = run_under(&given.join(","), &["--window", "64"]);
+    let ids: Vec<&str> = tables
+        .info
+        .protocols
+        .iter()
+        .map(|p| p.id.as_str())
+        .collect();
+    assert_eq!(ids, ALL_PROTOCOLS);
+    for row in &tables.results {
+        assert_eq!(row.protocol, "llamacpp-v1@64");
+        let mut quality = tables.quality.iter();
+        let overall = quality.find(|q| {
+            (
+                q.precision.as_str(),
+                q.protocol.as_str(),
+                q.dataset.as_str(),
+            ) == (row.precision.as_str(), "llamacpp-v1@64", "overall")
+        });
+        assert_eq!(row.perplexity, overall.map(|q| q.perplexity));
+    }
+    for (p, id) in ALL_PROTOCOLS.iter().enumerate() {
+        let own: Vec<_> = tables
+            .quality
+            .iter()
+            .filter(|q| q.protocol == *id)
+            .collect();
+        // Six texts and all of them, at two precisions.
+        assert_eq!(own.len(), 2 * 7, "{id}");
+        assert_eq!(tables.pairs.iter().filter(|q| q.protocol == *id).count(), 7);
+        for row in own {
+            let windows: Vec<_> = tables
+                .windows
+                .iter()
+                .filter(|w| w.protocol == *id && w.precision == row.precision)
+                .filter(|w| w.dataset == row.dataset || row.dataset == "overall")
+                .collect();
+            let used = if row.dataset == "overall" { 24 } else { 4 };
+            assert_eq!((windows.len(), row.windows), (used, used as u64), "{id}");
+            let sum = |of: fn(&quantbench::report::record::WindowRow) -> f64| {
+                windows.iter().map(|w| of(w)).sum::<f64>()
+            };
+            let mean = sum(|w| w.weighted_nll_nats.unwrap()) / sum(|w| w.weight.unwrap());
+            assert!((mean / row.nll_mean_nats - 1.0).abs() < 1e-12, "{id}");
+            assert!((mean.exp() / row.perplexity - 1.0).abs() < 1e-12, "{id}");
+            let bits = sum(|w| w.nll_sum_nats) / (row.scored_bytes as f64 * 2f64.ln());
+            assert!(
+                (row.bits_per_byte.unwrap() / bits - 1.0).abs() < 1e-12,
+                "{id}"
+            );
+            assert_eq!(row.delta_nll_nats.is_some(), row.precision == "rtn-int4");
+        }
+        // What the tokenizer and the protocol put where: BOS is token 0 of this model.
+        let info = &tables.info.protocols[p];
+        let by_tokenizer = !["lmeval", "exl2-e", "exl3-v"].contains(&&id[..6]);
+        assert_eq!(info.stream_start_id, by_tokenizer.then_some(0), "{id}");
+        let by_protocol = ["llamac", "lmeval"].contains(&&id[..6]);
+        assert_eq!(info.window_start_id, by_protocol.then_some(0), "{id}");
+        assert_eq!(info.window_start.is_empty(), !by_protocol);
+        assert_eq!(info.block_windows, if id.starts_with("hf") { 2 } else { 1 });
+        assert_eq!(info.texts.len(), 6);
+        assert!(info.rules["window"] == 64 && !info.about.is_empty());
+    }
+    let tokenizer = &tables.info.tokenizer;
+    assert_eq!(
+        (tokenizer.added_bos_id, tokenizer.bos_id),
+        (Some(0), Some(0))
+    );
+    assert_eq!((tokenizer.added_eos_id, tokenizer.eos_id), (None, Some(1)));
+    assert!(!tables.results[0].warnings.contains("BOS"));
+    // The mean of texts' perplexities is the first protocol's too.
+    let of_texts: Vec<f64> = tables
+        .quality
+        .iter()
+        .filter(|q| q.precision == "fp16" && q.protocol == ids[0] && q.dataset != "overall")
+        .map(|q| q.perplexity)
+        .collect();
+    let mean = of_texts.iter().sum::<f64>() / 6.0;
+    assert!((tables.info.cells[0].macro_perplexity.unwrap() / mean - 1.0).abs() < 1e-12);
+}
+
+#[test]
+fn protocols_give_the_same_alone_together_and_at_any_number_of_threads() {
+    type Score = (String, String, u64, u64);
+    let scores = |tables: &Tables, protocol: &str| -> Vec<Score> {
+        let own = tables.windows.iter().filter(|w| w.protocol == protocol);
+        own.map(|w| {
+            let (precision, dataset) = (w.precision.clone(), w.dataset.clone());
+            (precision, dataset, w.window, w.nll_sum_nats.to_bits())
+        })
+        .collect()
+    };
+    let all = ALL_PROTOCOLS.join(",");
+    let together = run_under(&all, &["--threads", "2"]);
+    let one = run_under(&all, &["--threads", "1"]);
+    for id in ALL_PROTOCOLS {
+        assert_eq!(scores(&one, id), scores(&together, id), "{id}");
+    }
+    for id in [ALL_PROTOCOLS[1], ALL_PROTOCOLS[4], ALL_PROTOCOLS[5]] {
+        let alone = run_under(id, &["--threads", "2"]);
+        assert_eq!(scores(&alone, id), scores(&together, id), "{id}");
+        assert!(!scores(&alone, id).is_empty());
+    }
+}
+
+#[test]
+fn a_second_bos_is_warned_of_and_short_texts_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("begins.txt");
+    fs::write(
+        &text,
+        format!("<|begin_of_text|>{}", "a word after a word. ".repeat(60)),
+    )
+    .unwrap();
+    let short = dir.path().join("short.txt");
+    fs::write(&short, "one window and a little more, no two. ".repeat(7)).unwrap();
+    let datasets = format!("{},{}", text.display(), short.display());
+    let protocols = "gptq-v1@64,llamacpp-v1@64,lmeval-wikitext-v2@64";
+    let tables = run_under(protocols, &["--datasets", &datasets]);
+    let warnings = &tables.results[0].warnings;
+    let twice = |id: &str| {
+        warnings.contains(&format!(
+            "1 windows of dataset `begins` begin with two BOS tokens (id 0) under {id}"
+        ))
+    };
+    assert!(
+        twice("gptq-v1@64") && twice("lmeval-wikitext-v2@64"),
+        "{warnings}"
+    );
+    // llama.cpp takes the text of a special token for text.
+    assert!(!twice("llamacpp-v1@64"), "{warnings}");
+    assert!(
+        warnings.contains("too few for 2 windows of 64 under llamacpp-v1@64"),
+        "{warnings}"
+    );
+    let used = |id: &str| {
+        let mut rows = tables.quality.iter();
+        rows.any(|q| q.protocol == id && q.dataset == "short")
+    };
+    assert!(used("gptq-v1@64") && !used("llamacpp-v1@64"));
+
+    let mut command = quick_run(dir.path());
+    command.args(["--protocol", "gptq-v1@64,llamacpp-v1@64", "--datasets"]);
+    command.arg(&short);
+    refused(
+        &mut command,
+        2,
+        &["2 windows of 64", "llamacpp-v1@64", "short"],
+    );
+}
+
 #[test]
 fn the_reference_is_added_and_can_be_left_out() {
     let out = tempfile::tempdir().unwrap();
@@ -250,6 +429,26 @@ fn wrong_arguments_are_refused_with_the_way_out() {
         (
             &["--protocol", "gptq-v1@256", "--window", "512"],
             &["gptq-v1@256", "--window"],
+        ),
+        (
+            &["--protocol", "gptq-v1@256,exl3-v1@256", "--window", "512"],
+            &["exl3-v1@256", "--window"],
+        ),
+        (
+            &["--protocol", "gptq-v1,lamacpp-v1"],
+            &["`lamacpp-v1`", "llamacpp-v1@N"],
+        ),
+        (
+            &["--protocol", "gptq-v1@512:256"],
+            &["gptq-v1@512:256", "stride"],
+        ),
+        (
+            &["--protocol", "hf-strided-v2@256:512"],
+            &["stride of 512", "256"],
+        ),
+        (
+            &["--protocol", "gptq-v1,exl2-ed-v1@2048"],
+            &["2048", "1024", "--window"],
         ),
         (&["--window", "4000"], &["1024", "--window"]),
         (&["--reps", "0"], &["--reps 0"]),
@@ -736,6 +935,7 @@ fn list_shows_the_registries() {
         "prose",
         "calibration",
         "gptq-v1@N",
+        "hf-strided-exact@N:S",
         "fp32",
         "quality_vs_memory",
     ] {

@@ -4,9 +4,9 @@ mod common;
 
 use candle_core::{DType, Device, Tensor};
 use common::{cpu, packed, root, smollm2};
-use quantbench::data::protocol::Protocol;
+use quantbench::data::protocol::{Length, Protocol, SpecialTokens};
 use quantbench::formats::native;
-use quantbench::measure::quality::{CachedDecoder, TokenStream, nll_nats, score_text};
+use quantbench::measure::quality::{CachedDecoder, Plan, ScoredText, TokenStream, nll_nats};
 use quantbench::measure::stats;
 use quantbench::model::decoder::Decoder;
 use quantbench::model::kv_cache::{KvCache, KvPrecision};
@@ -134,25 +134,50 @@ fn smollm2_reproduces_the_reference_implementation() {
 
     // As shipped: embedding and norms in F16, the cache in F16.
     let n = 20 * 511;
-    let stream = TokenStream {
+    let streams = [TokenStream {
         ids: ids.concat(),
         bytes: vec![1; 20 * 512],
-    };
+    }];
+    // Its tokenizer adds no BOS, so that both protocols feed the same windows.
+    let texts = ["gptq-v1@512", "llamacpp-v1@512"].map(|id| ScoredText {
+        protocol: id.into(),
+        windows: Protocol::parse(id, 0)
+            .unwrap()
+            .windows(&[Length::of(20 * 512)], &SpecialTokens::default()),
+    });
+    let plan = Plan::new(&streams, &texts).unwrap();
+    assert_eq!(plan.passes(), 20);
     let kv = KvPrecision::parse("fp16").unwrap();
     let mut model_as_shipped = CachedDecoder {
         decoder: &loaded.decoder,
         cache: loaded.decoder.cache(1, 512, kv).unwrap(),
     };
-    let protocol = Protocol { window: 512 };
-    let scores = score_text(&mut model_as_shipped, &stream, &protocol, 20, &mut |_| {
-        Ok(())
-    })
-    .unwrap();
-    let perplexity = stats::mean_nll(&scores).unwrap().exp();
-    let reference = (expected.concat().iter().sum::<f64>() / f64::from(n)).exp();
-    println!("perplexity of the 20 windows: {perplexity:.5}, reference {reference:.5}");
-    assert!((reference - 29.30827).abs() < 1e-4);
-    assert!((perplexity / reference - 1.0).abs() < 1e-4);
+    let scores = plan
+        .score(&mut model_as_shipped, &mut [], &mut |_, _| Ok(()))
+        .unwrap();
+    // The NLL of token t stands at t - 1: tokens 257 to 511 are the second half's.
+    let halves: Vec<f64> = expected.iter().flat_map(|w| w[256..].to_vec()).collect();
+    let means = [
+        expected.concat().iter().sum::<f64>() / f64::from(n),
+        halves.iter().sum::<f64>() / halves.len() as f64,
+    ];
+    assert_eq!(halves.len(), 20 * 255);
+    assert!((means[0].exp() - 29.30827).abs() < 1e-4);
+    for ((text, scores), mean) in texts.iter().zip(&scores).zip(means) {
+        let found = stats::mean_nll(scores).unwrap();
+        let (perplexity, reference) = (found.exp(), mean.exp());
+        println!(
+            "{} of the 20 windows: {perplexity:.5}, reference {reference:.5}",
+            text.protocol
+        );
+        assert!((perplexity / reference - 1.0).abs() < 1e-4);
+        assert!((found / mean - 1.0).abs() < 1e-4);
+    }
+    // Window by window, so that what is too high here cannot hide what is too low there.
+    for (score, nlls) in scores[0].iter().zip(&expected) {
+        let reference = nlls.iter().sum::<f64>();
+        assert!((score.nll_sum_nats / reference - 1.0).abs() < 1e-3);
+    }
 
     // In F32 throughout, as the reference was computed: token by token.
     use_f32_embedding_and_norms(&mut loaded.decoder, &model);

@@ -30,7 +30,7 @@ const HEADERS: [(&str, &str); 5] = [
     ),
     (
         "windows.csv",
-        "run_id,precision,kv_cache,protocol,dataset,window,scored_tokens,nll_sum_nats",
+        "run_id,precision,kv_cache,protocol,dataset,window,scored_tokens,nll_sum_nats,weighted_nll_nats,weight",
     ),
     (
         "samples.csv",
@@ -424,6 +424,49 @@ fn two_protocols_never_share_an_axis() {
     );
     let cells = &content::results(&tables).rows[2].cells;
     assert_eq!(cells[1].text, format::ABSENT);
+}
+
+/// Rows of a run's further protocols stand in its files and nowhere in its report.
+#[test]
+fn a_second_protocol_changes_no_figure_and_no_table() {
+    let one = tables("run");
+    let mut two = one.clone();
+    let other = "llamacpp-v1@512".to_string();
+    for row in &one.quality {
+        let mut row = row.clone();
+        row.protocol = other.clone();
+        row.perplexity *= 100.0;
+        row.delta_nll_nats = row.delta_nll_nats.map(|d| d + 5.0);
+        row.delta_nll_ci_low = row.delta_nll_ci_low.map(|d| d + 5.0);
+        row.delta_nll_ci_high = row.delta_nll_ci_high.map(|d| d + 5.0);
+        two.quality.push(row);
+    }
+    for row in &one.pairs {
+        let mut row = row.clone();
+        row.protocol = other.clone();
+        row.delta_nll_nats += 5.0;
+        two.pairs.push(row);
+    }
+    for (p, plot) in PLOTS.iter().enumerate() {
+        let svg = |tables: &Tables| (plot.draw)(tables).map(|s| format!("{:?}", s.shapes));
+        assert_eq!(svg(&two), svg(&one), "plot {p}");
+        assert_eq!((plot.caption)(&two), (plot.caption)(&one));
+    }
+    let cells = |table: content::Table| {
+        format!(
+            "{:?}",
+            table.rows.iter().map(|r| &r.cells).collect::<Vec<_>>()
+        )
+    };
+    for table in [content::results, content::domains, content::pairs] {
+        assert_eq!(cells(table(&two)), cells(table(&one)));
+    }
+    let said = content::notices(&two);
+    assert_eq!(said.len(), content::notices(&one).len() + 1);
+    assert!(
+        said.iter()
+            .any(|n| n.contains(&other) && n.contains("quality.csv"))
+    );
 }
 
 #[test]

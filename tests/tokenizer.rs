@@ -91,7 +91,31 @@ fn embedded_ids_agree() {
             tokenizer.encode("A small test.").unwrap()
         );
         assert_eq!(copy.sha256(), tokenizer.sha256());
+        assert_eq!(copy.declared(), tokenizer.declared());
     }
+    let declared = tokenizer.declared();
+    assert_eq!((declared.bos, declared.eos), (Some(0), Some(1)));
+    assert_eq!((declared.adds_bos, tokenizer.eos()), (Some(true), None));
+}
+
+#[test]
+fn special_tokens_are_added_or_not_and_seen_or_not() {
+    let tokenizer = Tokenizer::load(None, None).unwrap();
+    let text = "one<|end_of_text|> two";
+    let default = tokenizer.encode(text).unwrap();
+    let bare = tokenizer.encode_bare(text).unwrap();
+    let literal = tokenizer.encode_literal(text).unwrap();
+    assert_eq!(default.ids[0], 0);
+    assert_eq!(default.ids[1..], bare.ids);
+    assert!(bare.ids.contains(&1));
+    assert!(literal.ids[0] == 0 && !literal.ids.contains(&1));
+    assert!(literal.ids.len() > default.ids.len());
+    for encoding in [&default, &bare, &literal] {
+        assert_bytes(encoding, text);
+    }
+    // Where no special token is in the text, there is no difference.
+    let plain = tokenizer.encode("plain text").unwrap();
+    assert_eq!(tokenizer.encode_literal("plain text").unwrap(), plain);
 }
 
 #[test]

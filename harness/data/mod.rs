@@ -88,6 +88,11 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// Its documents, in order. How they are joined is a protocol's.
+    pub fn documents(&self) -> Vec<&str> {
+        vec![&self.text]
+    }
+
     /// Plain-word doubts about the text.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();

@@ -8,32 +8,30 @@ use rayon::prelude::*;
 /// Resamples behind every interval.
 pub const RESAMPLES: usize = 10_000;
 
-fn finite_tokens(s: &WindowScore) -> f64 {
-    (s.scored_tokens - s.nonfinite_tokens) as f64
-}
-
-/// Token-weighted mean NLL; `None` without a finite token.
+/// Mean NLL under the windows' protocol: per scored token, but where the protocol weighs
+/// otherwise. `None` without a finite token.
 pub fn mean_nll(scores: &[WindowScore]) -> Option<f64> {
-    let tokens: f64 = scores.iter().map(finite_tokens).sum();
-    let nll: f64 = scores.iter().map(|s| s.nll_sum_nats).sum();
-    (tokens > 0.0).then(|| nll / tokens)
+    let weight: f64 = scores.iter().map(|s| s.weight).sum();
+    let nll: f64 = scores.iter().map(|s| s.weighted_nll_nats).sum();
+    (weight > 0.0).then(|| nll / weight)
 }
 
 /// Standard error of [`mean_nll`] over windows (windows are the independent unit, tokens are
-/// not); `None` for fewer than two windows.
+/// not); `None` for fewer than two windows that count.
 pub fn nll_standard_error(scores: &[WindowScore]) -> Option<f64> {
-    if scores.len() < 2 {
+    let counted: Vec<&WindowScore> = scores.iter().filter(|s| s.weight > 0.0).collect();
+    if counted.len() < 2 {
         return None;
     }
     let mean = mean_nll(scores)?;
-    let tokens: f64 = scores.iter().map(finite_tokens).sum();
+    let weight: f64 = counted.iter().map(|s| s.weight).sum();
     // Ratio estimator: residuals of the sums around the pooled mean.
-    let squares: f64 = scores
+    let squares: f64 = counted
         .iter()
-        .map(|s| (s.nll_sum_nats - mean * finite_tokens(s)).powi(2))
+        .map(|s| (s.weighted_nll_nats - mean * s.weight).powi(2))
         .sum();
-    let n = scores.len() as f64;
-    Some((squares * n / (n - 1.0)).sqrt() / tokens)
+    let n = counted.len() as f64;
+    Some((squares * n / (n - 1.0)).sqrt() / weight)
 }
 
 /// A difference of mean NLL, with its 95 % interval where there are windows enough.
@@ -43,54 +41,64 @@ pub struct PairedDifference {
     pub ci_nats: Option<(f64, f64)>,
 }
 
-/// Mean NLL of `b` minus that of `a` over the same windows: percentile bootstrap over windows,
-/// [`RESAMPLES`] resamples, the same for the same seed whatever the number of threads.
+/// Mean NLL of `b` minus that of `a` over the same windows: percentile bootstrap over blocks of
+/// `block_windows` consecutive windows (1 where they are disjoint; the last block is joined to the
+/// first), [`RESAMPLES`] resamples, the same for the same seed whatever the number of threads.
 ///
-/// `None` where the two do not pair up (other windows) or nothing was scored.
+/// `None` where the two do not pair up (other windows) or nothing was scored; no interval with
+/// fewer than two blocks.
 pub fn paired_difference(
     a: &[WindowScore],
     b: &[WindowScore],
+    block_windows: usize,
     seed: u64,
 ) -> Option<PairedDifference> {
+    let differ = |(a, b): (&WindowScore, &WindowScore)| {
+        a.scored_tokens != b.scored_tokens || a.weight != b.weight
+    };
     if a.len() != b.len()
-        || a.iter()
-            .zip(b)
-            .any(|(a, b)| a.scored_tokens != b.scored_tokens)
+        || a.iter().zip(b).any(differ)
         || a.iter().chain(b).any(|s| s.nonfinite_tokens > 0)
     {
         return None;
     }
-    let tokens: Vec<f64> = a.iter().map(finite_tokens).collect();
-    let deltas: Vec<f64> = a
+    // What each window adds to the difference, and to its weight.
+    let windows: Vec<(f64, f64)> = a
         .iter()
         .zip(b)
-        .map(|(a, b)| b.nll_sum_nats - a.nll_sum_nats)
+        .filter(|(a, _)| a.weight > 0.0)
+        .map(|(a, b)| (b.weighted_nll_nats - a.weighted_nll_nats, a.weight))
         .collect();
-    let total: f64 = tokens.iter().sum();
+    let sum = |of: fn(&(f64, f64)) -> f64| windows.iter().map(of).sum::<f64>();
+    let total = sum(|w| w.1);
     if total == 0.0 {
         return None;
     }
-    let mean_nats = deltas.iter().sum::<f64>() / total;
-    if deltas.len() < 2 {
+    let mean_nats = sum(|w| w.0) / total;
+    let (n, block) = (windows.len(), block_windows.max(1));
+    if n < 2 * block {
         return Some(PairedDifference {
             mean_nats,
             ci_nats: None,
         });
     }
-    let n = deltas.len() as u64;
     let mut means: Vec<f64> = (0..RESAMPLES as u64)
         .into_par_iter()
         .map(|resample| {
             // One stream per resample, so that the split over threads does not matter.
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             rng.set_stream(resample);
-            let (mut delta, mut tokens_drawn) = (0.0, 0.0);
-            for _ in 0..n {
-                let i = ((u64::from(rng.next_u32()) * n) >> 32) as usize;
-                delta += deltas[i];
-                tokens_drawn += tokens[i];
+            let (mut delta, mut weight) = (0.0, 0.0);
+            for drawn in (0..n).step_by(block) {
+                let start = ((u64::from(rng.next_u32()) * n as u64) >> 32) as usize;
+                // As many windows in all as there are.
+                for i in start..start + block.min(n - drawn) {
+                    let (d, w) = windows[i % n];
+                    delta += d;
+                    weight += w;
+                }
             }
-            delta / tokens_drawn
+            delta / weight
         })
         .collect();
     means.sort_by(f64::total_cmp);
@@ -139,6 +147,8 @@ mod tests {
                 scored_bytes: 30,
                 nll_sum_nats: 10.0 * n,
                 nonfinite_tokens: 0,
+                weighted_nll_nats: 10.0 * n,
+                weight: 10.0,
             })
             .collect()
     }
@@ -163,32 +173,81 @@ mod tests {
             .map(|(i, x)| x + 0.01 + ((i * 37 % 100) as f64 - 49.5) * 1e-4)
             .collect();
         let (a, b) = (scores(&a), scores(&b));
-        let d = paired_difference(&a, &b, 7).unwrap();
+        let d = paired_difference(&a, &b, 1, 7).unwrap();
         assert!((d.mean_nats - 0.01).abs() < 1e-9);
         let (low, high) = d.ci_nats.unwrap();
         // Standard deviation of the differences: uniform over 0.01, so 0.01 / sqrt(12).
         let half = 1.96 * 0.01 / 12f64.sqrt() / 10.0;
         assert!((low - (0.01 - half)).abs() < 0.1 * half, "{low}");
         assert!((high - (0.01 + half)).abs() < 0.1 * half, "{high}");
-        assert_eq!(paired_difference(&a, &b, 7), Some(d));
-        assert_ne!(paired_difference(&a, &b, 8), Some(d));
+        assert_eq!(paired_difference(&a, &b, 1, 7), Some(d));
+        assert_ne!(paired_difference(&a, &b, 1, 8), Some(d));
         let one = rayon::ThreadPoolBuilder::new()
             .num_threads(1)
             .build()
             .unwrap();
-        assert_eq!(one.install(|| paired_difference(&a, &b, 7)), Some(d));
+        assert_eq!(one.install(|| paired_difference(&a, &b, 1, 7)), Some(d));
     }
 
     #[test]
     fn differences_need_the_same_windows() {
         let a = scores(&[1.0, 2.0]);
-        assert_eq!(paired_difference(&a, &scores(&[1.0]), 0), None);
+        assert_eq!(paired_difference(&a, &scores(&[1.0]), 1, 0), None);
         let mut other = a.clone();
         other[1].scored_tokens = 9;
-        assert_eq!(paired_difference(&a, &other, 0), None);
-        assert_eq!(paired_difference(&[], &[], 0), None);
-        let single = paired_difference(&a[..1], &a[..1], 0).unwrap();
+        assert_eq!(paired_difference(&a, &other, 1, 0), None);
+        assert_eq!(paired_difference(&[], &[], 1, 0), None);
+        let single = paired_difference(&a[..1], &a[..1], 1, 0).unwrap();
         assert_eq!((single.mean_nats, single.ci_nats), (0.0, None));
+    }
+
+    #[test]
+    fn weights_make_the_mean_and_unweighted_windows_make_no_interval() {
+        let mut a = scores(&[2.0, 4.0, 9.0]);
+        a[1].weight = 30.0;
+        a[1].weighted_nll_nats = 120.0;
+        a[2].weight = 0.0;
+        a[2].weighted_nll_nats = 0.0;
+        assert_eq!(mean_nll(&a), Some(3.5));
+        // Two windows that count: residuals -15 and 15.
+        let se = nll_standard_error(&a).unwrap();
+        assert!((se - 30.0 / 40.0).abs() < 1e-12, "{se}");
+        let mut b = a.clone();
+        b[1].weighted_nll_nats += 3.0;
+        let d = paired_difference(&a, &b, 1, 0).unwrap();
+        assert!((d.mean_nats - 3.0 / 40.0).abs() < 1e-12);
+        assert!(d.ci_nats.is_some());
+        assert_eq!(paired_difference(&a, &b, 2, 0).unwrap().ci_nats, None);
+        b[1].weight = 29.0;
+        assert_eq!(paired_difference(&a, &b, 1, 0), None);
+    }
+
+    /// Differences that come in runs of four.
+    #[test]
+    fn blocks_widen_the_interval_of_dependent_windows() {
+        let a = scores(&[3.0; 400]);
+        let runs: Vec<f64> = (0..400u64)
+            .map(|i| 3.0 + ((i / 4 * 21 % 100) as f64 - 49.5) * 1e-3)
+            .collect();
+        let b = scores(&runs);
+        let width = |block| {
+            let (low, high) = paired_difference(&a, &b, block, 3)
+                .unwrap()
+                .ci_nats
+                .unwrap();
+            high - low
+        };
+        let ratio = width(4) / width(1);
+        // A block that begins within a run averages two of them: over the four places where it can
+        // begin its variance is (16 + 10 + 8 + 10) / 64 of a run's, and there are a quarter as
+        // many blocks as windows.
+        let expected = (4.0f64 * 44.0 / 64.0).sqrt();
+        assert!((ratio / expected - 1.0).abs() < 0.05, "{ratio}");
+        let one = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .build()
+            .unwrap();
+        assert_eq!(one.install(|| width(4)), width(4));
     }
 
     #[test]

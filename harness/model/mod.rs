@@ -10,6 +10,7 @@ pub mod kernels;
 pub mod kv_cache;
 pub mod rope;
 mod simd;
+pub mod special_tokens;
 pub mod swiglu;
 pub mod synthetic;
 pub mod tokenizer;

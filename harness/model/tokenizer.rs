@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::config::Config;
-use super::weights::{EMBEDDED_TOKENIZER, Gguf, Kind};
+use super::special_tokens::Declared;
+use super::weights::{EMBEDDED_TOKENIZER, EMBEDDED_TOKENIZER_CONFIG, Gguf, Kind};
 use crate::hash::sha256;
 use crate::{Error, Result};
 
@@ -26,6 +27,8 @@ pub struct Tokenizer {
     sha256: String,
     vocab_size: usize,
     bos: Option<u32>,
+    eos: Option<u32>,
+    declared: Declared,
 }
 
 /// A tokenized text.
@@ -58,18 +61,29 @@ impl Tokenizer {
             (Some(file), _) => file.to_path_buf(),
             (None, None) => {
                 let path = PathBuf::from("datasets/embedded-model/tokenizer.json");
-                return Tokenizer::new(path, EMBEDDED_TOKENIZER.as_bytes());
+                let mut tokenizer = Tokenizer::new(path, EMBEDDED_TOKENIZER.as_bytes())?;
+                let config: Value =
+                    serde_json::from_str(EMBEDDED_TOKENIZER_CONFIG).unwrap_or_default();
+                tokenizer.declared =
+                    Declared::in_tokenizer_config(&config, &|t| tokenizer.inner.token_to_id(t));
+                return Ok(tokenizer);
             }
             (None, Some(model)) => match Kind::of(model)? {
                 Kind::Folder => model.join("tokenizer.json"),
                 Kind::Gguf => {
-                    let definition = definition(&Gguf::open(model)?)?.to_string();
-                    return Tokenizer::new(model.to_path_buf(), definition.as_bytes());
+                    let file = Gguf::open(model)?;
+                    let definition = definition(&file)?.to_string();
+                    let mut tokenizer = Tokenizer::new(model.to_path_buf(), definition.as_bytes())?;
+                    tokenizer.declared = Declared::in_gguf(&file)?;
+                    return Ok(tokenizer);
                 }
             },
         };
         let bytes = std::fs::read(&file).map_err(|e| Error::io(&file, e, OWN_FILE))?;
-        Tokenizer::new(file, &bytes)
+        let mut tokenizer = Tokenizer::new(file, &bytes)?;
+        tokenizer.declared =
+            Declared::beside(&tokenizer.path, &|t| tokenizer.inner.token_to_id(t))?;
+        Ok(tokenizer)
     }
 
     /// From the bytes of a `tokenizer.json`.
@@ -105,8 +119,13 @@ impl Tokenizer {
         let probe = inner
             .encode("a", true)
             .map_err(|e| damaged(e.to_string()))?;
-        let bos = match probe.get_special_tokens_mask().first() {
+        let special = probe.get_special_tokens_mask();
+        let bos = match special.first() {
             Some(1) => probe.get_ids().first().copied(),
+            _ => None,
+        };
+        let eos = match special.last() {
+            Some(1) => probe.get_ids().last().copied(),
             _ => None,
         };
         Ok(Tokenizer {
@@ -115,12 +134,35 @@ impl Tokenizer {
             path,
             vocab_size,
             bos,
+            eos,
+            declared: Declared::default(),
         })
     }
 
     /// Tokenizes a whole text with the tokenizer's default special tokens.
     pub fn encode(&self, text: &str) -> Result<Encoding> {
-        let encoding = self.inner.encode(text, true).map_err(|e| {
+        self.encode_by(&self.inner, text, true)
+    }
+
+    /// Tokenizes a whole text and puts nothing around it.
+    pub fn encode_bare(&self, text: &str) -> Result<Encoding> {
+        self.encode_by(&self.inner, text, false)
+    }
+
+    /// [`Tokenizer::encode`], but the text of a special token is text like any other.
+    pub fn encode_literal(&self, text: &str) -> Result<Encoding> {
+        let mut inner = self.inner.clone();
+        inner.set_encode_special_tokens(true);
+        self.encode_by(&inner, text, true)
+    }
+
+    fn encode_by(
+        &self,
+        inner: &tokenizers::Tokenizer,
+        text: &str,
+        add_special: bool,
+    ) -> Result<Encoding> {
+        let encoding = inner.encode(text, add_special).map_err(|e| {
             Error::file(
                 &self.path,
                 format!(
@@ -164,6 +206,16 @@ impl Tokenizer {
     /// The token that `encode` puts before a text, if it does.
     pub fn bos(&self) -> Option<u32> {
         self.bos
+    }
+
+    /// The token that `encode` puts after a text, if it does.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// What the files beside it say of its special tokens.
+    pub fn declared(&self) -> Declared {
+        self.declared
     }
 
     /// Refuses a model with another vocabulary.

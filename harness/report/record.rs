@@ -157,6 +157,10 @@ pub struct WindowRow {
     pub window: u64,
     pub scored_tokens: u64,
     pub nll_sum_nats: f64,
+    /// What the window adds to the numerator of the protocol's mean NLL.
+    pub weighted_nll_nats: Option<f64>,
+    /// What it adds to the denominator.
+    pub weight: Option<f64>,
 }
 
 /// One row of `samples.csv`: one timed repetition of `prefill` or `decode`.
@@ -301,6 +305,54 @@ pub struct TextInfo {
     pub ids_sha256: String,
 }
 
+/// The special tokens of a run's tokenizer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TokenizerInfo {
+    /// Put before every text by the tokenizer itself.
+    pub added_bos_id: Option<u32>,
+    /// Put after every text by the tokenizer itself.
+    pub added_eos_id: Option<u32>,
+    /// The token that begins texts, as the model's files declare it.
+    pub bos_id: Option<u32>,
+    /// The token that ends texts, as the model's files declare it.
+    pub eos_id: Option<u32>,
+}
+
+/// A perplexity protocol of a run, with what it put where.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProtocolInfo {
+    pub id: String,
+    /// What it does, in sentences.
+    pub about: String,
+    /// Every rule and number.
+    pub rules: BTreeMap<String, serde_json::Value>,
+    /// Consecutive windows that share tokens: intervals resample them together.
+    pub block_windows: u64,
+    /// The token that the tokenizer put before each stream.
+    pub stream_start_id: Option<u32>,
+    /// The token that the tokenizer put after each stream.
+    pub stream_end_id: Option<u32>,
+    /// The token that the protocol put at the start of windows.
+    pub window_start_id: Option<u32>,
+    /// Where it was put, in words; empty without one.
+    pub window_start: String,
+    pub texts: Vec<ProtocolText>,
+}
+
+/// A text under one protocol.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProtocolText {
+    pub name: String,
+    /// Token streams: pages for a protocol that scores each by itself.
+    pub streams: u64,
+    pub tokens: u64,
+    /// Windows used, after `--limit`.
+    pub windows: u64,
+    pub ids_sha256: String,
+}
+
 /// Memory in detail of one batch and context.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorkloadDetail {
@@ -365,4 +417,9 @@ pub struct RunInfo {
     pub warnings: Vec<String>,
     /// Whether every cell was reached (false after Ctrl-C or a crash).
     pub complete: bool,
+    /// The first is that of `results.csv`.
+    #[serde(default)]
+    pub protocols: Vec<ProtocolInfo>,
+    #[serde(default)]
+    pub tokenizer: TokenizerInfo,
 }

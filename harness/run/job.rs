@@ -1,7 +1,7 @@
 //! What a parent asks of a child and what the child answers: one line of JSON each.
 
 use crate::measure::meter::DeviceMemory;
-use crate::measure::quality::WindowScore;
+use crate::measure::quality::{ScoredText, TokenStream, WindowScore};
 use crate::measure::roofline::Cost;
 use crate::measure::speed::{Sample, Workload};
 use crate::model::config::Config;
@@ -73,22 +73,13 @@ pub struct MeasureJob {
     pub kv: String,
     /// Their memory is measured one after the other.
     pub workloads: Vec<Workload>,
-    /// Nothing is scored without any.
-    pub texts: Vec<JobText>,
-    /// Protocol id.
-    pub protocol: String,
+    /// What the windows of the texts are cut from.
+    pub streams: Vec<TokenStream>,
+    /// Every text under every protocol, those of the first protocol first. Nothing is scored
+    /// without any.
+    pub texts: Vec<ScoredText>,
     /// Bytes that the measured parts may take.
     pub memory_limit_bytes: Option<usize>,
-}
-
-/// A tokenized text.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct JobText {
-    pub ids: Vec<u32>,
-    /// Bytes of text per id.
-    pub bytes: Vec<u32>,
-    /// Windows to score at most.
-    pub windows: usize,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -120,7 +111,7 @@ pub enum Event {
     Loaded,
     /// Memory of the next workload.
     Memory(Box<MemoryResult>),
-    /// One window of a text (by index) was scored.
+    /// The next window of a text (by index) was scored.
     Window {
         text: usize,
         score: WindowScore,

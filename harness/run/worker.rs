@@ -5,12 +5,11 @@ use super::job::{
     Turn,
 };
 use super::quantize::quantize;
-use crate::data::protocol::Protocol;
 use crate::device::{DeviceChoice, Gpu};
 use crate::formats::native;
 use crate::hash::sha256_of_file;
 use crate::measure::meter::Meter;
-use crate::measure::quality::{CachedDecoder, TokenStream, score_text};
+use crate::measure::quality::{CachedDecoder, Plan};
 use crate::measure::roofline::{self, Cost};
 use crate::measure::speed::{Phase, Workload, run_once};
 use crate::memory::{Bracket, Usage, peak_rss_bytes, reset_peak_rss};
@@ -171,24 +170,10 @@ fn load(subject: &Subject, positions: usize, kernels: &Arc<dyn Kernels>) -> Resu
 
 fn run_measure(job: MeasureJob) -> Result<()> {
     let kv = KvPrecision::parse(&job.kv)?;
-    let protocol = Protocol::parse(&job.protocol, 0)?;
-    let texts: Vec<(TokenStream, usize)> = job
-        .texts
-        .into_iter()
-        .map(|t| {
-            let stream = TokenStream {
-                ids: t.ids,
-                bytes: t.bytes,
-            };
-            (stream, t.windows)
-        })
-        .collect();
-    let window = match texts.is_empty() {
-        true => 0,
-        false => protocol.window,
-    };
+    // Before anything is counted: neither texts nor what is made of them are the model's.
+    let plan = Plan::new(&job.streams, &job.texts)?;
     let positions = job.workloads.iter().map(Workload::positions);
-    let positions = positions.max().unwrap_or(0).max(window);
+    let positions = positions.max().unwrap_or(0).max(plan.longest());
     warm_thread_pool();
 
     let kernels = kernels(&job.place)?;
@@ -211,22 +196,20 @@ fn run_measure(job: MeasureJob) -> Result<()> {
         memory.peak_rss_bytes = memory.peak_rss_bytes.filter(|_| rss_is_own);
         send(&Event::Memory(Box::new(memory)))?;
     }
-    if texts.is_empty() {
+    if plan.passes() == 0 {
         return Ok(());
     }
     meter.reset_peak()?;
     let mut model = CachedDecoder {
-        cache: decoder.cache(1, protocol.window, kv)?,
+        cache: decoder.cache(1, plan.longest(), kv)?,
         decoder: &decoder,
     };
-    for (text, (stream, windows)) in texts.iter().enumerate() {
-        score_text(&mut model, stream, &protocol, *windows, &mut |score| {
-            send(&Event::Window {
-                text,
-                score: *score,
-            })
-        })?;
-    }
+    plan.score(&mut model, &mut [], &mut |text, score| {
+        send(&Event::Window {
+            text,
+            score: *score,
+        })
+    })?;
     send(&Event::Scored {
         perplexity_peak_bytes: meter.peak()?.total_bytes,
     })

@@ -12,6 +12,10 @@ const WEIGHTS: &[u8] = include_bytes!("../../../datasets/embedded-model/model.sa
 /// Its `tokenizer.json`.
 pub(crate) const TOKENIZER: &str = include_str!("../../../datasets/embedded-model/tokenizer.json");
 
+/// Its `tokenizer_config.json`.
+pub(crate) const TOKENIZER_CONFIG: &str =
+    include_str!("../../../datasets/embedded-model/tokenizer_config.json");
+
 /// Opens it; the folder in errors is the one in the repository that it was compiled from.
 pub(super) fn open() -> Result<SafetensorsSource> {
     let folder = Path::new("datasets/embedded-model");

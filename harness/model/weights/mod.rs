@@ -21,7 +21,9 @@ use super::synthetic;
 use crate::error::TensorFault;
 use crate::{Error, Result};
 
-pub(crate) use embedded::TOKENIZER as EMBEDDED_TOKENIZER;
+pub(crate) use embedded::{
+    TOKENIZER as EMBEDDED_TOKENIZER, TOKENIZER_CONFIG as EMBEDDED_TOKENIZER_CONFIG,
+};
 pub(crate) use gguf::Gguf;
 
 /// A checkpoint whose tensors are read one at a time, under Hugging Face names

@@ -3,7 +3,7 @@
 use super::tables::{json_text, result_percent_decimals};
 use super::*;
 use crate::report::format::{self, ABSENT};
-use crate::report::record::Status;
+use crate::report::record::{ProtocolInfo, Status};
 
 /// Increase of perplexity, in nats, up to which a row may be put forward: about 5 %.
 const HEADLINE_MOST_DELTA: f64 = 0.05;
@@ -173,6 +173,7 @@ pub fn notices(tables: &Tables) -> Vec<String> {
         .map(|r| r.protocol.as_str())
         .filter(|p| !p.is_empty())
         .collect();
+    notices.extend(other_protocols(tables));
     if let (Some(shown), true) = (protocol(tables), protocols.len() > 1) {
         notices.push(format!(
             "The rows come from {} protocols, whose perplexities do not compare; only those of \
@@ -275,6 +276,26 @@ pub fn method_notes(tables: &Tables) -> Vec<(&'static str, String)> {
     notes
 }
 
+/// Where the numbers of the run's further protocols are: never beside those of the first.
+fn other_protocols(tables: &Tables) -> Option<String> {
+    let shown = protocol(tables)?;
+    let mut others: Vec<String> = vec![];
+    for row in tables.quality.iter().filter(|row| row.protocol != shown) {
+        let id = one_line(&row.protocol);
+        if !others.contains(&id) {
+            others.push(id);
+        }
+    }
+    (!others.is_empty()).then(|| {
+        format!(
+            "All numbers here are of {}. Those of {} do not compare with them and are in \
+             quality.csv, pairs.csv and windows.csv.",
+            one_line(shown),
+            others.join(", ")
+        )
+    })
+}
+
 fn perplexity_note(tables: &Tables) -> String {
     let Some(protocol) = protocol(tables) else {
         return String::new();
@@ -296,15 +317,34 @@ fn perplexity_note(tables: &Tables) -> String {
         ),
         _ => String::new(),
     };
+    let said = tables.info.protocols.iter().find(|p| p.id == protocol);
+    let about = match said.filter(|p| !p.about.is_empty()) {
+        Some(p) => one_line(&p.about) + &start_token(p),
+        None => format!(
+            "{} The number over all texts weights every scored token equally.",
+            protocol_in_words(protocol)
+        ),
+    };
     format!(
-        "Protocol {}. {}{scored} The number over all texts weights every scored token equally. \
-         Lower is better; it compares only with numbers of the same protocol, texts and tokenizer.",
-        one_line(protocol),
-        protocol_in_words(protocol)
+        "Protocol {}. {about}{scored} Lower is better; it compares only with numbers of the same \
+         protocol, texts and tokenizer.",
+        one_line(protocol)
     )
 }
 
-/// What a protocol id stands for.
+/// Which special tokens stand where.
+fn start_token(protocol: &ProtocolInfo) -> String {
+    let mut words = String::new();
+    if let Some(id) = protocol.stream_start_id {
+        words += &format!(" The tokenizer put token {id} before each text.");
+    }
+    if let Some(id) = protocol.window_start_id {
+        words += &format!(" Token {id} stands {}.", one_line(&protocol.window_start));
+    }
+    words
+}
+
+/// What a protocol id stands for, in a run that does not say itself.
 fn protocol_in_words(id: &str) -> String {
     let (name, window) = id.split_once('@').unwrap_or((id, ""));
     let window = match window.split(['/', '-', '+']).next() {

@@ -28,7 +28,7 @@ pub(super) struct Cell {
     pub(super) detail: CellDetail,
     /// What quantizing gave, here or in an earlier cell of the precision.
     pub(super) quantized: Option<QuantizeResult>,
-    /// Scores per text.
+    /// Scores of every text under every protocol, those of the first protocol first.
     pub(super) scores: Vec<Vec<WindowScore>>,
     pub(super) warnings: Vec<String>,
     pub(super) measured: bool,

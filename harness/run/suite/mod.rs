@@ -3,6 +3,7 @@
 mod cell;
 mod roofline;
 mod rows;
+mod scoring;
 mod sweep;
 mod telemetry;
 mod texts;
@@ -11,15 +12,15 @@ mod timing;
 pub use texts::CALIBRATION_WINDOW;
 
 use self::cell::{Cell, Point, State, Step};
+use self::scoring::Scoring;
 use self::telemetry::Watched;
-use self::texts::{Text, Texts, windows_of};
+use self::texts::{Texts, windows_of};
 use super::child::{Child, Ending, Outcome};
 use super::host;
-use super::job::{Event, Job, JobText, MeasureJob, Place, QuantizeJob, QuantizeResult, Subject};
+use super::job::{Event, Job, MeasureJob, Place, QuantizeJob, QuantizeResult, Subject};
 use super::progress::Progress;
 use crate::data::protocol::Protocol;
 use crate::device::DeviceChoice;
-use crate::measure::quality::WindowScore;
 use crate::measure::speed::Workload;
 use crate::measure::stats;
 use crate::measure::telemetry::Telemetry;
@@ -29,7 +30,9 @@ use crate::model::weights::{self, WeightSource};
 use crate::packed::gpu::Choice;
 use crate::quant::{self, QuantMethod};
 use crate::report::Tables;
-use crate::report::record::{CellDetail, METRICS_VERSION, ModelInfo, ResultRow, RunInfo, Status};
+use crate::report::record::{
+    CellDetail, METRICS_VERSION, ModelInfo, ResultRow, RunInfo, Status, TextInfo,
+};
 use crate::{Error, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -55,8 +58,9 @@ pub struct Options {
     pub datasets: Vec<String>,
     /// Calibration texts; all embedded ones if empty.
     pub calibration: Vec<String>,
-    pub protocol: String,
-    /// Evaluation windows in all, spread over the texts.
+    /// Protocol ids; the first is the one of `results.csv`.
+    pub protocol: Vec<String>,
+    /// Evaluation windows in all under each protocol, spread over the texts.
     pub limit: Option<usize>,
     /// Calibration windows in all, spread over the texts.
     pub calibration_limit: Option<usize>,
@@ -104,10 +108,12 @@ struct Suite<'a> {
     config: Config,
     /// Whether there are weights to quantize and texts to score.
     has_weights: bool,
-    protocol: Protocol,
+    protocols: Vec<Protocol>,
     /// Every batch with every context, in the order of the rows.
     workloads: Vec<Workload>,
-    texts: Vec<Text>,
+    /// Evaluation texts; [`Scoring::texts`] holds them once per protocol.
+    texts: Vec<TextInfo>,
+    scoring: Scoring,
     calibration: Vec<Vec<u32>>,
     reference: Option<String>,
     info: RunInfo,
@@ -310,7 +316,7 @@ impl<'a> Suite<'a> {
         interrupted: &'a AtomicBool,
     ) -> Result<Self> {
         let started = Instant::now();
-        let protocol = Protocol::parse(&options.protocol, CALIBRATION_WINDOW)?;
+        let protocols = scoring::protocols(options)?;
         let config = source.config();
         let has_weights = source.has_weights();
         if !has_weights {
@@ -318,7 +324,8 @@ impl<'a> Suite<'a> {
             // Nothing is compared but speed and memory, of which it takes no part.
             methods.retain(|(_, timed)| *timed);
         }
-        let window = if has_weights { protocol.window } else { 0 };
+        let window = protocols.iter().map(|p| p.window).max();
+        let window = window.filter(|_| has_weights).unwrap_or(0);
         let longest = window.max(options.longest_workload());
         if longest > config.max_position_embeddings {
             return Err(Error::usage(
@@ -330,19 +337,21 @@ impl<'a> Suite<'a> {
             ));
         }
         let texts = match has_weights {
-            true => Texts::read(options, config, &protocol)?,
+            true => Texts::read(options, config, &protocols)?,
             false => Texts::none(sweep::random_ids(options, config.vocab_size)),
         };
         let workloads = sweep::workloads(options, &texts.prompts)?;
         let Texts {
             evaluation: texts,
+            scoring,
             calibration,
             tokenizer_sha256,
+            warnings,
             ..
         } = texts;
 
         let mut common_warnings = source.warnings();
-        common_warnings.extend(texts.iter().flat_map(|t| t.warnings.clone()));
+        common_warnings.extend(warnings);
         let reference = match &options.reference {
             Some(id) => Some(quant::parse(id)?.id()),
             None => None,
@@ -353,21 +362,22 @@ impl<'a> Suite<'a> {
         info.reference = reference.clone().unwrap_or_default();
         info.precisions = methods.iter().map(|(m, _)| m.id()).collect();
         info.model = model_info(source, options, tokenizer_sha256)?;
-        info.texts = texts
-            .iter()
-            .chain(&calibration)
-            .map(|t| t.info.clone())
-            .collect();
+        info.texts = texts.clone();
+        info.texts
+            .extend(calibration.iter().map(|t| t.info.clone()));
+        info.protocols = scoring.protocols.clone();
+        info.tokenizer = scoring.tokenizer.clone();
 
         let mut suite = Suite {
             options,
             place: place(options)?,
             config: config.clone(),
             has_weights,
-            protocol,
+            protocols,
             workloads,
             calibration: windows_of(&calibration),
             texts,
+            scoring,
             reference,
             info,
             progress,
@@ -388,7 +398,7 @@ impl<'a> Suite<'a> {
         let texts = match has_weights {
             true => format!(
                 "{} evaluation windows and {} calibration windows",
-                suite.texts.iter().map(|t| t.info.windows).sum::<u64>(),
+                suite.scoring.windows(),
                 suite.calibration.len()
             ),
             false => "random codes".into(),
@@ -440,7 +450,7 @@ impl<'a> Suite<'a> {
             },
             kv: kv.into(),
             quantized: None,
-            scores: vec![vec![]; self.texts.len()],
+            scores: vec![vec![]; self.scoring.texts.len()],
             warnings: self.common_warnings.clone(),
             packed: PathBuf::new(),
             started: Instant::now(),
@@ -597,22 +607,14 @@ impl<'a> Suite<'a> {
             subject,
             kv: cell.kv.clone(),
             workloads: open.iter().map(|p| self.workloads[*p].clone()).collect(),
-            texts: self
-                .texts
-                .iter()
-                .map(|t| JobText {
-                    ids: t.ids.clone(),
-                    bytes: t.bytes.clone(),
-                    windows: t.info.windows as usize,
-                })
-                .collect(),
-            protocol: self.protocol.id(),
+            streams: self.scoring.streams.clone(),
+            texts: self.scoring.texts.clone(),
             memory_limit_bytes: self.options.memory_limit_bytes,
         });
-        let windows: u64 = self.texts.iter().map(|t| t.info.windows).sum();
+        let windows = self.scoring.windows();
         let (what, steps, unit) = match windows {
             0 => ("memory", open.len(), "workloads"),
-            _ => ("perplexity", windows as usize, "windows"),
+            _ => ("perplexity", windows, "windows"),
         };
         let stage = self
             .progress
@@ -669,19 +671,33 @@ impl<'a> Suite<'a> {
             stage.finish(&peak);
             return Ok(Step::Done);
         }
-        let all: Vec<WindowScore> = cell.scores.concat();
-        let nonfinite: u64 = all.iter().map(|s| s.nonfinite_tokens).sum();
-        if nonfinite > 0 {
-            cell.warnings.push(format!(
-                "{nonfinite} of the scored tokens had no finite likelihood; they are left out"
-            ));
-        }
-        let perplexity = stats::mean_nll(&all).map(f64::exp);
-        stage.finish(&match perplexity {
-            Some(p) => format!("{p:.4} ({}, {done} windows), {peak}", self.protocol.id()),
-            None => "no finite likelihood".into(),
-        });
+        stage.finish(&format!("{}, {peak}", self.scored_line(i)));
         Ok(Step::Done)
+    }
+
+    /// What was found under each protocol, for progress; a warning of what was not finite.
+    fn scored_line(&mut self, i: usize) -> String {
+        let cell = &mut self.cells[i];
+        let mut parts = vec![];
+        for (protocol, texts) in self
+            .protocols
+            .iter()
+            .zip(cell.scores.chunks(self.texts.len()))
+        {
+            let (id, scores) = (protocol.id(), texts.concat());
+            let nonfinite: u64 = scores.iter().map(|s| s.nonfinite_tokens).sum();
+            if nonfinite > 0 {
+                cell.warnings.push(format!(
+                    "{nonfinite} of the tokens scored under {id} had no finite likelihood; they \
+                     are left out"
+                ));
+            }
+            parts.push(match stats::mean_nll(&scores).map(f64::exp) {
+                Some(p) => format!("{p:.4} ({id}, {} windows)", scores.len()),
+                None => format!("no finite likelihood ({id})"),
+            });
+        }
+        parts.join(", ")
     }
 
     fn write(&self, complete: bool) -> Result<()> {

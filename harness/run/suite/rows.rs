@@ -2,6 +2,7 @@
 
 use super::cell::{Cell, Point};
 use super::{OVERALL, Suite};
+use crate::data::protocol::Protocol;
 use crate::measure::quality::WindowScore;
 use crate::measure::stats;
 use crate::report::Tables;
@@ -31,14 +32,17 @@ impl Suite<'_> {
             let mut quality_columns = ResultRow::default();
             if cell.measured {
                 let quality = self.quality_rows(cell, reference);
+                // Of the first protocol: results.csv and its means never mix two.
+                let first = self.protocols[0].id();
                 let perplexities: Vec<f64> = quality
                     .iter()
-                    .filter(|q| q.dataset != OVERALL)
+                    .filter(|q| q.protocol == first && q.dataset != OVERALL)
                     .map(|q| q.perplexity)
                     .collect();
                 detail.macro_perplexity = (!perplexities.is_empty())
                     .then(|| perplexities.iter().sum::<f64>() / perplexities.len() as f64);
-                if let Some(overall) = quality.iter().find(|q| q.dataset == OVERALL) {
+                let mut overall = quality.iter().filter(|q| q.dataset == OVERALL);
+                if let Some(overall) = overall.find(|q| q.protocol == first) {
                     let row = &mut quality_columns;
                     row.perplexity = Some(overall.perplexity);
                     row.perplexity_se = overall.perplexity_se;
@@ -65,75 +69,107 @@ impl Suite<'_> {
         tables
     }
 
-    /// Name and scores of every text that was scored, then of all of them.
-    fn scored_texts<'b>(&'b self, cell: &'b Cell) -> Vec<(&'b str, Vec<WindowScore>)> {
+    /// The texts' scores in a cell under each protocol.
+    fn by_protocol<'b>(
+        &'b self,
+        cell: &'b Cell,
+    ) -> impl Iterator<Item = (&'b Protocol, &'b [Vec<WindowScore>])> {
+        // A model without weights has protocols, and no texts.
+        let texts = self.texts.len().max(1);
+        self.protocols.iter().zip(cell.scores.chunks(texts))
+    }
+
+    /// Name and scores of every text that was scored under a protocol, then of all of them.
+    fn scored_texts(&self, scores: &[Vec<WindowScore>]) -> Vec<(&str, Vec<WindowScore>)> {
         let mut texts: Vec<(&str, Vec<WindowScore>)> = self
             .texts
             .iter()
-            .zip(&cell.scores)
+            .zip(scores)
             .filter(|(_, scores)| !scores.is_empty())
-            .map(|(text, scores)| (text.info.name.as_str(), scores.clone()))
+            .map(|(text, scores)| (text.name.as_str(), scores.clone()))
             .collect();
-        texts.push((OVERALL, cell.scores.concat()));
+        texts.push((OVERALL, scores.concat()));
         texts
     }
 
+    /// What a cell's texts have become under every protocol, each against the reference's under
+    /// the same.
     fn quality_rows(&self, cell: &Cell, reference: Option<&Cell>) -> Vec<QualityRow> {
-        let reference = reference
-            .filter(|r| (&r.id, &r.kv) != (&cell.id, &cell.kv))
-            .map(|r| self.scored_texts(r));
-        self.scored_texts(cell)
-            .iter()
-            .filter_map(|(dataset, scores)| {
-                let nll = stats::mean_nll(scores)?;
-                let se = stats::nll_standard_error(scores);
-                let scored_bytes: u64 = scores.iter().map(|s| s.scored_bytes).sum();
-                let nll_sum: f64 = scores.iter().map(|s| s.nll_sum_nats).sum();
-                let delta = reference.as_ref().and_then(|texts| {
-                    let (_, of_reference) = texts.iter().find(|(name, _)| name == dataset)?;
-                    stats::paired_difference(of_reference, scores, self.options.seed)
+        let reference = reference.filter(|r| (&r.id, &r.kv) != (&cell.id, &cell.kv));
+        let mut rows = vec![];
+        for (p, (protocol, scores)) in self.by_protocol(cell).enumerate() {
+            let of_reference = reference
+                .and_then(|r| self.by_protocol(r).nth(p))
+                .map(|(_, scores)| self.scored_texts(scores));
+            for (dataset, scores) in self.scored_texts(scores) {
+                let of_reference = of_reference.as_ref().and_then(|texts| {
+                    let text = texts.iter().find(|(name, _)| *name == dataset)?;
+                    Some(text.1.as_slice())
                 });
-                Some(QualityRow {
-                    run_id: self.info.run_id.clone(),
-                    device: self.place.device.clone(),
-                    model: self.info.model.name.clone(),
-                    precision: cell.id.clone(),
-                    kv_cache: cell.kv.clone(),
-                    protocol: self.protocol.id(),
-                    dataset: dataset.to_string(),
-                    windows: scores.len() as u64,
-                    scored_tokens: scores.iter().map(|s| s.scored_tokens).sum(),
-                    scored_bytes,
-                    nll_mean_nats: nll,
-                    nll_se_nats: se,
-                    perplexity: nll.exp(),
-                    perplexity_se: se.map(|se| se * nll.exp()),
-                    bits_per_byte: (scored_bytes > 0)
-                        .then(|| nll_sum / (scored_bytes as f64 * std::f64::consts::LN_2)),
-                    delta_nll_nats: delta.map(|d| d.mean_nats),
-                    delta_nll_ci_low: delta.and_then(|d| d.ci_nats).map(|ci| ci.0),
-                    delta_nll_ci_high: delta.and_then(|d| d.ci_nats).map(|ci| ci.1),
-                })
-            })
-            .collect()
+                rows.extend(self.quality_row(cell, protocol, dataset, &scores, of_reference));
+            }
+        }
+        rows
     }
 
-    fn window_rows<'b>(&'b self, cell: &'b Cell) -> impl Iterator<Item = WindowRow> + 'b {
-        self.texts
-            .iter()
-            .zip(&cell.scores)
-            .flat_map(move |(text, scores)| {
-                scores.iter().enumerate().map(move |(w, score)| WindowRow {
+    fn quality_row(
+        &self,
+        cell: &Cell,
+        protocol: &Protocol,
+        dataset: &str,
+        scores: &[WindowScore],
+        of_reference: Option<&[WindowScore]>,
+    ) -> Option<QualityRow> {
+        let nll = stats::mean_nll(scores)?;
+        let se = stats::nll_standard_error(scores);
+        let scored_bytes: u64 = scores.iter().map(|s| s.scored_bytes).sum();
+        let nll_sum: f64 = scores.iter().map(|s| s.nll_sum_nats).sum();
+        let delta = of_reference.and_then(|of_reference| {
+            let block = protocol.block_windows();
+            stats::paired_difference(of_reference, scores, block, self.options.seed)
+        });
+        Some(QualityRow {
+            run_id: self.info.run_id.clone(),
+            device: self.place.device.clone(),
+            model: self.info.model.name.clone(),
+            precision: cell.id.clone(),
+            kv_cache: cell.kv.clone(),
+            protocol: protocol.id(),
+            dataset: dataset.to_string(),
+            windows: scores.len() as u64,
+            scored_tokens: scores.iter().map(|s| s.scored_tokens).sum(),
+            scored_bytes,
+            nll_mean_nats: nll,
+            nll_se_nats: se,
+            perplexity: nll.exp(),
+            perplexity_se: se.map(|se| se * nll.exp()),
+            bits_per_byte: (scored_bytes > 0)
+                .then(|| nll_sum / (scored_bytes as f64 * std::f64::consts::LN_2)),
+            delta_nll_nats: delta.map(|d| d.mean_nats),
+            delta_nll_ci_low: delta.and_then(|d| d.ci_nats).map(|ci| ci.0),
+            delta_nll_ci_high: delta.and_then(|d| d.ci_nats).map(|ci| ci.1),
+        })
+    }
+
+    fn window_rows(&self, cell: &Cell) -> Vec<WindowRow> {
+        let mut rows = vec![];
+        for (protocol, texts) in self.by_protocol(cell) {
+            for (text, scores) in self.texts.iter().zip(texts) {
+                rows.extend(scores.iter().enumerate().map(|(w, score)| WindowRow {
                     run_id: self.info.run_id.clone(),
                     precision: cell.id.clone(),
                     kv_cache: cell.kv.clone(),
-                    protocol: self.protocol.id(),
-                    dataset: text.info.name.clone(),
+                    protocol: protocol.id(),
+                    dataset: text.name.clone(),
                     window: w as u64,
                     scored_tokens: score.scored_tokens,
                     nll_sum_nats: score.nll_sum_nats,
-                })
-            })
+                    weighted_nll_nats: Some(score.weighted_nll_nats),
+                    weight: Some(score.weight),
+                }));
+            }
+        }
+        rows
     }
 
     fn pair_rows(&self) -> Vec<PairRow> {
@@ -147,22 +183,31 @@ impl Suite<'_> {
         let mut rows = vec![];
         for (n, a) in measured.iter().enumerate() {
             for b in &measured[n + 1..] {
-                let (of_a, of_b) = (self.scored_texts(a), self.scored_texts(b));
-                for ((dataset, a_scores), (_, b_scores)) in of_a.iter().zip(&of_b) {
-                    let seed = self.options.seed;
-                    if let Some(d) = stats::paired_difference(a_scores, b_scores, seed) {
-                        rows.push(PairRow {
-                            run_id: self.info.run_id.clone(),
-                            protocol: self.protocol.id(),
-                            dataset: dataset.to_string(),
-                            precision_a: a.id.clone(),
-                            precision_b: b.id.clone(),
-                            delta_nll_nats: d.mean_nats,
-                            delta_nll_ci_low: d.ci_nats.map(|ci| ci.0),
-                            delta_nll_ci_high: d.ci_nats.map(|ci| ci.1),
-                        });
-                    }
-                }
+                rows.extend(self.rows_of_pair(a, b));
+            }
+        }
+        rows
+    }
+
+    fn rows_of_pair(&self, a: &Cell, b: &Cell) -> Vec<PairRow> {
+        let mut rows = vec![];
+        for ((protocol, of_a), (_, of_b)) in self.by_protocol(a).zip(self.by_protocol(b)) {
+            let (of_a, of_b) = (self.scored_texts(of_a), self.scored_texts(of_b));
+            for ((dataset, of_a), (_, of_b)) in of_a.iter().zip(&of_b) {
+                let (block, seed) = (protocol.block_windows(), self.options.seed);
+                let Some(d) = stats::paired_difference(of_a, of_b, block, seed) else {
+                    continue;
+                };
+                rows.push(PairRow {
+                    run_id: self.info.run_id.clone(),
+                    protocol: protocol.id(),
+                    dataset: dataset.to_string(),
+                    precision_a: a.id.clone(),
+                    precision_b: b.id.clone(),
+                    delta_nll_nats: d.mean_nats,
+                    delta_nll_ci_low: d.ci_nats.map(|ci| ci.0),
+                    delta_nll_ci_high: d.ci_nats.map(|ci| ci.1),
+                });
             }
         }
         rows

@@ -1,59 +1,56 @@
-//! Texts as they are used: tokenized, cut into windows, limited.
+//! Texts as they are used: read, tokenized, cut into windows, limited.
 
 use super::Options;
-use crate::data::protocol::Protocol;
+use super::scoring::Scoring;
+use crate::data::protocol::{Join, Protocol};
 use crate::data::{self, Dataset, Kind};
 use crate::hash::sha256;
 use crate::model::config::Config;
 use crate::model::tokenizer::Tokenizer;
-use crate::report::record::TextInfo;
+use crate::report::record::{ProtocolText, TextInfo};
 use crate::{Error, Result};
 
 /// All texts of a run.
 pub(super) struct Texts {
-    pub(super) evaluation: Vec<Text>,
-    pub(super) calibration: Vec<Text>,
+    /// As the first protocol uses them.
+    pub(super) evaluation: Vec<TextInfo>,
+    pub(super) scoring: Scoring,
+    pub(super) calibration: Vec<Calibration>,
     /// Ids that the speed test's prompts are cut from.
     pub(super) prompts: Vec<u32>,
     pub(super) tokenizer_sha256: String,
+    pub(super) warnings: Vec<String>,
+}
+
+/// A calibration text with its tokens.
+pub(super) struct Calibration {
+    pub(super) info: TextInfo,
+    ids: Vec<u32>,
 }
 
 impl Texts {
     /// Reads and tokenizes what the options name.
-    pub(super) fn read(options: &Options, config: &Config, protocol: &Protocol) -> Result<Self> {
+    pub(super) fn read(options: &Options, config: &Config, protocols: &[Protocol]) -> Result<Self> {
         let tokenizer = Tokenizer::load(options.model.as_deref(), options.tokenizer.as_deref())?;
         tokenizer.check(config)?;
-        let read = |names: &[String], kind, window| -> Result<Vec<Text>> {
-            data::select(names, kind)?
-                .into_iter()
-                .map(|set| Text::new(set, &tokenizer, window))
-                .collect()
-        };
-        let mut evaluation = read(&options.datasets, Kind::Evaluation, protocol.window)?;
-        let Some(first) = evaluation.iter().find(|t| t.info.windows > 0) else {
-            return Err(Error::usage(
-                format!(
-                    "no evaluation text fills a window of {} tokens ({})",
-                    protocol.window,
-                    evaluation
-                        .iter()
-                        .map(|t| format!("{}: {} tokens", t.info.name, t.info.tokens))
-                        .collect::<Vec<_>>()
-                        .join(", ")
-                ),
-                "use a longer text (--datasets) or a shorter window (--window)",
-            ));
-        };
-        let prompts = first.ids.clone();
-        spread(&mut evaluation, options.limit);
-        let mut calibration = read(&options.calibration, Kind::Calibration, CALIBRATION_WINDOW)?;
-        spread(&mut calibration, options.calibration_limit);
+        let sets = data::select(&options.datasets, Kind::Evaluation)?;
+        let scoring = Scoring::new(&sets, protocols, &tokenizer, config, options.limit)?;
+        let mut warnings: Vec<String> = sets.iter().flat_map(Dataset::warnings).collect();
+        warnings.extend_from_slice(&scoring.warnings);
+        let evaluation: Vec<TextInfo> = sets
+            .into_iter()
+            .zip(&scoring.protocols[0].texts)
+            .map(|(set, used)| text_info(set, used))
+            .collect();
+        let calibration = calibration(options, &tokenizer)?;
         refuse_shared_texts(&evaluation, &calibration)?;
         Ok(Texts {
+            prompts: scoring.prompts(),
             evaluation,
+            scoring,
             calibration,
-            prompts,
             tokenizer_sha256: tokenizer.sha256().into(),
+            warnings,
         })
     }
 
@@ -61,68 +58,73 @@ impl Texts {
     pub(super) fn none(prompts: Vec<u32>) -> Self {
         Texts {
             evaluation: vec![],
+            scoring: Scoring::default(),
             calibration: vec![],
             prompts,
             tokenizer_sha256: String::new(),
+            warnings: vec![],
         }
     }
 }
 
-/// A text with its tokens and the windows that will be used.
-pub(super) struct Text {
-    pub(super) info: TextInfo,
-    pub(super) ids: Vec<u32>,
-    pub(super) bytes: Vec<u32>,
-    pub(super) warnings: Vec<String>,
-}
-
-impl Text {
-    /// Tokenizes a set and cuts it into windows of `window` tokens.
-    pub(super) fn new(set: Dataset, tokenizer: &Tokenizer, window: usize) -> Result<Self> {
-        let encoding = tokenizer.encode(&set.text)?;
-        let bytes: Vec<u32> = (0..encoding.ids.len())
-            .map(|i| encoding.bytes(i..i + 1) as u32)
-            .collect();
-        let id_bytes: Vec<u8> = encoding.ids.iter().flat_map(|i| i.to_le_bytes()).collect();
-        let mut warnings = set.warnings();
-        let windows = encoding.ids.len() / window;
-        if windows == 0 {
-            warnings.push(format!(
-                "dataset `{}` has {} tokens, fewer than a window of {window}: not used",
-                set.manifest.name,
-                encoding.ids.len()
-            ));
-        }
-        let manifest = set.manifest;
-        Ok(Text {
-            info: TextInfo {
-                name: manifest.name,
-                kind: manifest.kind.to_string(),
-                title: manifest.title,
-                file: manifest.file,
-                licence: manifest.licence,
-                sha256: manifest.sha256,
-                bytes: set.text.len() as u64,
-                tokens: encoding.ids.len() as u64,
-                windows: windows as u64,
-                ids_sha256: sha256([id_bytes.as_slice()]),
-            },
-            ids: encoding.ids,
-            bytes,
-            warnings,
-        })
+fn text_info(set: Dataset, used: &ProtocolText) -> TextInfo {
+    let bytes = set.documents().iter().map(|d| d.len() as u64).sum();
+    let manifest = set.manifest;
+    TextInfo {
+        name: manifest.name,
+        kind: manifest.kind.to_string(),
+        title: manifest.title,
+        file: manifest.file,
+        licence: manifest.licence,
+        sha256: manifest.sha256,
+        bytes,
+        tokens: used.tokens,
+        windows: used.windows,
+        ids_sha256: used.ids_sha256.clone(),
     }
 }
 
-/// Reduces the windows of the texts to `limit` in all, as evenly as they allow.
-fn spread(texts: &mut [Text], limit: Option<usize>) {
-    let Some(limit) = limit else { return };
-    let mut taken = vec![0; texts.len()];
-    let mut left = limit as u64;
+/// Calibration texts, their windows spread evenly where they are limited.
+fn calibration(options: &Options, tokenizer: &Tokenizer) -> Result<Vec<Calibration>> {
+    let mut texts = vec![];
+    for set in data::select(&options.calibration, Kind::Calibration)? {
+        let mut ids = vec![];
+        for reading in Join::Paragraphs.readings(&set.documents()) {
+            ids.extend(tokenizer.encode(&reading.text)?.ids);
+        }
+        let id_bytes: Vec<u8> = ids.iter().flat_map(|i| i.to_le_bytes()).collect();
+        let used = ProtocolText {
+            tokens: ids.len() as u64,
+            ids_sha256: sha256([id_bytes.as_slice()]),
+            ..ProtocolText::default()
+        };
+        texts.push(Calibration {
+            info: text_info(set, &used),
+            ids,
+        });
+    }
+    let available: Vec<usize> = texts
+        .iter()
+        .map(|t| t.ids.len() / CALIBRATION_WINDOW)
+        .collect();
+    let taken = spread(&available, options.calibration_limit);
+    for (text, taken) in texts.iter_mut().zip(taken) {
+        text.info.windows = taken as u64;
+    }
+    Ok(texts)
+}
+
+/// How many windows of each text to use: all, or `limit` in all, as evenly as they allow.
+pub(super) fn spread(available: &[usize], limit: Option<usize>) -> Vec<usize> {
+    let Some(limit) = limit else {
+        return available.to_vec();
+    };
+    let mut taken = vec![0; available.len()];
+    let mut left = limit;
     while left > 0 {
         let before = left;
-        for (taken, text) in taken.iter_mut().zip(texts.iter()) {
-            if left > 0 && *taken < text.info.windows {
+        for (taken, available) in taken.iter_mut().zip(available) {
+            if left > 0 && *taken < *available {
                 *taken += 1;
                 left -= 1;
             }
@@ -131,16 +133,14 @@ fn spread(texts: &mut [Text], limit: Option<usize>) {
             break;
         }
     }
-    for (taken, text) in taken.into_iter().zip(texts) {
-        text.info.windows = taken;
-    }
+    taken
 }
 
 /// Tokens per calibration window.
 pub const CALIBRATION_WINDOW: usize = 512;
 
 /// Token ids of all windows, in the order of the texts.
-pub(super) fn windows_of(texts: &[Text]) -> Vec<Vec<u32>> {
+pub(super) fn windows_of(texts: &[Calibration]) -> Vec<Vec<u32>> {
     texts
         .iter()
         .flat_map(|t| {
@@ -153,13 +153,13 @@ pub(super) fn windows_of(texts: &[Text]) -> Vec<Vec<u32>> {
 }
 
 /// A method that has seen the evaluation text would look better than it is.
-fn refuse_shared_texts(evaluation: &[Text], calibration: &[Text]) -> Result<()> {
+fn refuse_shared_texts(evaluation: &[TextInfo], calibration: &[Calibration]) -> Result<()> {
     for e in evaluation {
-        if let Some(c) = calibration.iter().find(|c| c.info.sha256 == e.info.sha256) {
+        if let Some(c) = calibration.iter().find(|c| c.info.sha256 == e.sha256) {
             return Err(Error::usage(
                 format!(
                     "`{}` is asked for as evaluation and `{}` as calibration, and they are one text",
-                    e.info.name, c.info.name
+                    e.name, c.info.name
                 ),
                 "calibrate on another text (--calibration)",
             ));
