@@ -1,5 +1,8 @@
 //! The command line: the only place that prints and that chooses exit codes.
 
+mod compare;
+mod history;
+
 use crate::data::{self, Kind};
 use crate::error::{Error, Result};
 use crate::model::kv_cache::KV_PRECISIONS;
@@ -41,8 +44,10 @@ const DEFAULT_PRECISIONS: &str = "fp16,fp8,int8,awq-int4,gptq-int4";
         quantbench run --batch 1,4,16 --context 512,2048\n  \
         quantbench run --protocol gptq-v1@2048,llamacpp-v1@512\n  \
         quantbench list                               what --precisions, --datasets, ... take\n  \
-        quantbench report DIR                         render a run's files again\n\n\
-        Exit codes: 0 all fine, 2 wrong usage or input, 3 some precision has no result"
+        quantbench report DIR                         render a run's files again\n  \
+        quantbench compare BASE NEW                   fail where NEW is worse than BASE\n\n\
+        Exit codes: 0 all fine, 1 regression (compare), 2 wrong usage or input, 3 some precision \
+        has no result, 4 baseline missing or not comparable"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -65,6 +70,10 @@ enum Command {
         /// Folder with results.csv and run.json
         dir: PathBuf,
     },
+    /// Compare two runs, or two folders of runs, and fail where one got worse
+    Compare(Box<compare::CompareArgs>),
+    /// Append runs to the history, and draw its trend
+    History(history::HistoryArgs),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -171,6 +180,10 @@ struct RunArgs {
     /// Print the closing table only
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    baseline: compare::BaselineArgs,
+    #[command(flatten)]
+    thresholds: compare::ThresholdArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -227,6 +240,8 @@ pub fn main() -> i32 {
         Some(Command::Run(args)) => run(&args),
         Some(Command::List { what }) => list(what),
         Some(Command::Report { dir }) => render(&dir),
+        Some(Command::Compare(args)) => compare::run(&args),
+        Some(Command::History(args)) => history::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error}");
@@ -236,13 +251,17 @@ pub fn main() -> i32 {
 
 fn run(args: &RunArgs) -> Result<i32> {
     let options = options(args)?;
+    let gate = match compare::Gate::prepare(&args.baseline, &args.thresholds)? {
+        Ok(gate) => gate,
+        Err(code) => return Ok(code),
+    };
     let progress = Progress::detect(args.quiet);
     let interrupted = stop_on_signal();
     let finished = suite::run(&options, progress, &interrupted)?;
     let rendered = report::render(&options.out)?;
     print!("{}", report::terminal::summary(&finished.tables));
     say_where(&rendered, progress);
-    Ok(exit_code(&options, &finished))
+    gate.conclude(&options.out, exit_code(&options, &finished))
 }
 
 fn options(args: &RunArgs) -> Result<Options> {

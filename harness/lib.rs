@@ -8,11 +8,13 @@
 //! model, `packed` no quantization method, `model` no precision and `report` no measurement.
 
 pub mod cli;
+pub mod compare;
 pub mod data;
 pub mod device;
 pub mod error;
 pub mod formats;
 pub mod hash;
+pub mod history;
 pub mod measure;
 pub mod memory;
 pub mod model;

@@ -1,0 +1,345 @@
+//! The cells of two runs: which pair up, which are missing or failed, and the numbers of those
+//! that pair up with the evidence for each.
+
+use super::comparable::{Difference, perplexities};
+use super::interval::PairedWindow;
+use super::metric::{Evidence, METRICS, Metric};
+use crate::report::Tables;
+use crate::report::content::one_line;
+use crate::report::record::{ResultRow, Status, WindowRow};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// What a number belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Cell {
+    pub device: String,
+    pub model: String,
+    pub precision: String,
+    pub kv_cache: String,
+    /// Absent where the number does not depend on it, as quality.
+    pub batch: Option<u64>,
+    pub prompt_tokens: Option<u64>,
+}
+
+impl Cell {
+    pub fn of(row: &ResultRow) -> Self {
+        Cell {
+            device: row.device.clone(),
+            model: row.model.clone(),
+            precision: row.precision.clone(),
+            kv_cache: row.kv_cache.clone(),
+            batch: row.batch,
+            prompt_tokens: row.prompt_tokens,
+        }
+    }
+
+    fn of_any_workload(row: &ResultRow) -> Self {
+        Cell {
+            batch: None,
+            prompt_tokens: None,
+            ..Cell::of(row)
+        }
+    }
+}
+
+impl fmt::Display for Cell {
+    /// `int8 kv=fp16 b=1 ctx=256`; device and model stand in the title of a run.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}", one_line(&self.precision))?;
+        if !self.kv_cache.is_empty() {
+            write!(f, " kv={}", one_line(&self.kv_cache))?;
+        }
+        if let Some(batch) = self.batch {
+            write!(f, " b={batch}")?;
+        }
+        if let Some(tokens) = self.prompt_tokens {
+            write!(f, " ctx={tokens}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A cell, or one number of it, that the base has and the new run does not.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Failure {
+    pub cell: Cell,
+    pub what: String,
+}
+
+/// A number of a cell in both runs.
+pub struct Observation {
+    pub cell: Cell,
+    pub metric: &'static Metric,
+    /// Of a perplexity.
+    pub protocol: Option<String>,
+    pub base: f64,
+    pub new: f64,
+    pub data: Data,
+}
+
+/// What tells its change from chance.
+pub enum Data {
+    Windows {
+        windows: Vec<PairedWindow>,
+        /// Consecutive windows that share text.
+        block: usize,
+    },
+    /// Tokens per second of each repetition.
+    Repetitions {
+        base: Vec<Vec<f64>>,
+        new: Vec<Vec<f64>>,
+    },
+    Exact,
+}
+
+/// The cells of a run against those of another.
+#[derive(Default)]
+pub struct Matched {
+    pub observations: Vec<Observation>,
+    pub failed: Vec<Failure>,
+    /// What to know and no failure: cells that are new, or failed before too.
+    pub notes: Vec<String>,
+    /// Evidence that one side lacks.
+    pub lacking: Vec<Difference>,
+}
+
+/// Matches every cell of the first run of `base` with the one of the first of `new` that has its
+/// key. Further runs of a side are repetitions: their speeds count too.
+pub fn matched(base_runs: &[Tables], new_runs: &[Tables]) -> Matched {
+    let mut all = Matched::default();
+    let ([base, ..], [new, ..]) = (base_runs, new_runs) else {
+        return all;
+    };
+    let mut quality_done = BTreeSet::new();
+    for a in &base.results {
+        let cell = Cell::of(a);
+        let b = new.results.iter().find(|b| Cell::of(b) == cell);
+        match (a.status, b.map(|b| b.status)) {
+            (Status::Ok, None) => all.failed.push(Failure {
+                cell,
+                what: "is missing".into(),
+            }),
+            (_, None) => all.notes.push(format!(
+                "{cell} is missing; it was `{}` in the base too",
+                a.status.word()
+            )),
+            (Status::Ok, Some(Status::Ok)) => {
+                let b = b.unwrap_or(a);
+                let quality = quality_done.insert(Cell::of_any_workload(a));
+                all.observe((base_runs, a), (new_runs, b), quality);
+            }
+            (Status::Ok, Some(status)) => {
+                let why = one_line(b.map_or("", |b| b.error.as_str()));
+                let what = format!("ended as `{}`: {why}", status.word());
+                all.failed.push(Failure { cell, what });
+            }
+            (was, Some(Status::Ok)) => all.notes.push(format!(
+                "{cell} is fine; it was `{}` in the base",
+                was.word()
+            )),
+            (was, Some(status)) => all.notes.push(format!(
+                "{cell} ended as `{}`; it was `{}` in the base",
+                status.word(),
+                was.word()
+            )),
+        }
+    }
+    for row in &new.results {
+        let cell = Cell::of(row);
+        if !base.results.iter().any(|a| Cell::of(a) == cell) {
+            all.notes.push(format!(
+                "{cell} is new: the base has nothing to compare it with"
+            ));
+        }
+    }
+    all
+}
+
+/// The runs of a side, and a row of the first.
+type Row<'a> = (&'a [Tables], &'a ResultRow);
+
+impl Matched {
+    fn observe(&mut self, base: Row, new: Row, with_quality: bool) {
+        for metric in METRICS {
+            match metric.evidence {
+                _ if !metric.per_workload && !with_quality => {}
+                Evidence::Windows => self.observe_windows(metric, base, new),
+                Evidence::Repetitions(phase) => {
+                    let data = |cell: &Cell| repetitions(cell, phase, base, new);
+                    self.observe_value(metric, base, new, data);
+                }
+                Evidence::Exact => self.observe_value(metric, base, new, |_| Ok(Data::Exact)),
+            }
+        }
+    }
+
+    fn observe_value(
+        &mut self,
+        metric: &'static Metric,
+        base: Row,
+        new: Row,
+        data: impl Fn(&Cell) -> Result<Data, Difference>,
+    ) {
+        let cell = match metric.per_workload {
+            true => Cell::of(base.1),
+            false => Cell::of_any_workload(base.1),
+        };
+        match ((metric.value)(base.1), (metric.value)(new.1)) {
+            (Some(a), Some(b)) => match data(&cell) {
+                Ok(data) => self.observations.push(Observation {
+                    cell,
+                    metric,
+                    protocol: None,
+                    base: a,
+                    new: b,
+                    data,
+                }),
+                Err(lacking) => self.lacking.push(lacking),
+            },
+            (Some(_), None) => self.failed.push(Failure {
+                cell,
+                what: format!("has no {}", metric.id),
+            }),
+            (None, _) => {}
+        }
+    }
+
+    /// One observation per protocol.
+    fn observe_windows(&mut self, metric: &'static Metric, base: Row, new: Row) {
+        let cell = Cell::of_any_workload(base.1);
+        let found = perplexities(&new.0[0], new.1);
+        for (protocol, value) in perplexities(&base.0[0], base.1) {
+            let Some((_, other)) = found.iter().find(|(p, _)| *p == protocol) else {
+                self.failed.push(Failure {
+                    cell: cell.clone(),
+                    what: format!("has no {} under {}", metric.id, one_line(&protocol)),
+                });
+                continue;
+            };
+            match windows(&cell, &protocol, &base.0[0], &new.0[0]) {
+                Ok(windows) => self.observations.push(Observation {
+                    cell: cell.clone(),
+                    metric,
+                    base: value,
+                    new: *other,
+                    data: Data::Windows {
+                        windows,
+                        block: block(&protocol),
+                    },
+                    protocol: Some(protocol),
+                }),
+                Err(lacking) => self.lacking.push(lacking),
+            }
+        }
+    }
+}
+
+/// Numerator and weight of a window in the mean NLL of its protocol.
+fn weighted(row: &WindowRow) -> (f64, f64) {
+    (row.nll_sum_nats, row.scored_tokens as f64)
+}
+
+/// The windows of a cell in both runs, which must be the same.
+fn windows(
+    cell: &Cell,
+    protocol: &str,
+    base: &Tables,
+    new: &Tables,
+) -> Result<Vec<PairedWindow>, Difference> {
+    let of = |tables: &'_ Tables| -> Vec<WindowRow> {
+        let rows = tables.windows.iter().filter(|w| {
+            (&w.precision, &w.kv_cache) == (&cell.precision, &cell.kv_cache)
+                && w.protocol == protocol
+        });
+        rows.cloned().collect()
+    };
+    let (a, b) = (of(base), of(new));
+    let same = |a: &WindowRow, b: &WindowRow| {
+        (&a.dataset, a.window, a.scored_tokens) == (&b.dataset, b.window, b.scored_tokens)
+    };
+    if a.is_empty() || a.len() != b.len() || !a.iter().zip(&b).all(|(a, b)| same(a, b)) {
+        let tokens = |rows: &[WindowRow]| rows.iter().map(|w| w.scored_tokens).sum::<u64>();
+        let count = |rows: &[WindowRow]| match rows.is_empty() {
+            true => "none in windows.csv".to_string(),
+            false => format!("{} windows of {} scored tokens", rows.len(), tokens(rows)),
+        };
+        let what = format!("windows of {cell} under {}", one_line(protocol));
+        return Err(Difference::new(what, count(&a), count(&b)));
+    }
+    let pair = |(a, b): (&WindowRow, &WindowRow)| {
+        let ((base, weight), (new, _)) = (weighted(a), weighted(b));
+        PairedWindow {
+            delta_nats: new - base,
+            weight,
+        }
+    };
+    Ok(a.iter().zip(&b).map(pair).collect())
+}
+
+/// How many consecutive windows share text: window over stride, which a protocol's id states as
+/// `@WINDOW:STRIDE`; 1 without a stride.
+fn block(protocol: &str) -> usize {
+    let numbers = protocol
+        .rsplit_once('@')
+        .and_then(|(_, n)| n.split_once(':'));
+    let parsed = numbers.and_then(|(w, s)| Some((w.parse::<usize>().ok()?, s.parse().ok()?)));
+    match parsed {
+        Some((window, stride)) if stride > 0 => window.div_ceil(stride).max(1),
+        _ => 1,
+    }
+}
+
+/// Speeds of the repetitions of a phase in every run, warm-up left out.
+fn repetitions(cell: &Cell, phase: &str, base: Row, new: Row) -> Result<Data, Difference> {
+    let of = |(runs, row): Row| -> Vec<Vec<f64>> {
+        let speeds = |run: &Tables| speeds(run, row, phase);
+        runs.iter().map(speeds).collect()
+    };
+    let (base, new) = (of(base), of(new));
+    if base.iter().chain(&new).any(Vec::is_empty) {
+        let count = |runs: &[Vec<f64>]| {
+            let counts: Vec<String> = runs.iter().map(|r| r.len().to_string()).collect();
+            format!("{} in samples.csv", counts.join(", "))
+        };
+        let what = format!("{phase} repetitions of {cell}");
+        return Err(Difference::new(what, count(&base), count(&new)));
+    }
+    Ok(Data::Repetitions { base, new })
+}
+
+fn speeds(run: &Tables, row: &ResultRow, phase: &str) -> Vec<f64> {
+    let (batch, prompt) = (row.batch.unwrap_or(0), row.prompt_tokens.unwrap_or(0));
+    let samples = run.samples.iter().filter(|s| {
+        (&s.precision, &s.kv_cache) == (&row.precision, &row.kv_cache)
+            && (s.phase.as_str(), s.batch, s.warmup) == (phase, batch, false)
+            // Prefill starts at depth 0 whatever its length.
+            && (s.context == prompt
+                || (s.context == 0 && Some(s.tokens) == prompt.checked_mul(batch)))
+    });
+    samples
+        .map(|s| s.tokens as f64 / s.seconds)
+        .filter(|speed| speed.is_finite() && *speed > 0.0)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stride_makes_blocks() {
+        for (id, windows) in [
+            ("gptq-v1@512", 1),
+            ("strided@512:256", 2),
+            ("strided@512:200", 3),
+            ("strided@512:512", 1),
+            ("strided@512:0", 1),
+            ("strided@x:y", 1),
+            ("", 1),
+        ] {
+            assert_eq!(block(id), windows, "{id}");
+        }
+    }
+}

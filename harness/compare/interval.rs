@@ -1,0 +1,272 @@
+//! Intervals of a change between two runs.
+//!
+//! Quality: both runs read the same windows, so windows are resampled in pairs, in blocks where
+//! they overlap. Speed: repetitions of two runs do not pair up, and those of one run share its
+//! process, its pages and its minute, so that they scatter less than runs do. Where both sides were
+//! run several times, that scatter is measured; else `run_noise` stands for it.
+
+use crate::measure::stats::{RESAMPLES, median, quantile, standard_deviation};
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Fewest repetitions per side from which the scatter of a median can be told.
+pub const LEAST_REPETITIONS: usize = 5;
+/// Resamples of a median, of which only the scatter is needed.
+const MEDIAN_RESAMPLES: usize = 2_000;
+/// The same data always give the same decision.
+const SEED: u64 = 1;
+
+/// A number with its interval.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    pub value: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+/// One window of both runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PairedWindow {
+    /// New minus base, times weight.
+    pub delta_nats: f64,
+    pub weight: f64,
+}
+
+/// Weighted mean difference, without an interval (fewer than two blocks or no weight: `None`).
+///
+/// Percentile bootstrap over blocks of `block` consecutive windows, widened to Student's
+/// quantile: percentiles of a handful of windows are too narrow. `tail` is the chance on either
+/// side.
+pub fn paired(windows: &[PairedWindow], block: usize, tail: f64) -> Option<Estimate> {
+    let blocks: Vec<PairedWindow> = windows
+        .chunks(block.max(1))
+        .map(|chunk| PairedWindow {
+            delta_nats: chunk.iter().map(|w| w.delta_nats).sum(),
+            weight: chunk.iter().map(|w| w.weight).sum(),
+        })
+        .collect();
+    let weight: f64 = blocks.iter().map(|b| b.weight).sum();
+    if blocks.len() < 2 || weight <= 0.0 {
+        return None;
+    }
+    let value = blocks.iter().map(|b| b.delta_nats).sum::<f64>() / weight;
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let mut means: Vec<f64> = (0..RESAMPLES)
+        .map(|_| {
+            let (mut delta, mut drawn) = (0.0, 0.0);
+            for _ in 0..blocks.len() {
+                let block = &blocks[below(&mut rng, blocks.len())];
+                delta += block.delta_nats;
+                drawn += block.weight;
+            }
+            delta / drawn
+        })
+        .collect();
+    means.sort_by(f64::total_cmp);
+    let n = blocks.len() as f64;
+    let widen = student_quantile(tail, n - 1.0) / normal_quantile(tail) * (n / (n - 1.0)).sqrt();
+    Some(Estimate {
+        value,
+        low: value + (quantile(&means, tail) - value) * widen,
+        high: value + (quantile(&means, 1.0 - tail) - value) * widen,
+    })
+}
+
+/// Median of `new` over median of `base`, both above zero; `None` for fewer than
+/// [`LEAST_REPETITIONS`] of either.
+///
+/// Student's interval of the logarithm: the scatter of each median from the bootstrap, that
+/// between runs from `run_noise` and, since a machine that was busy during a run was perhaps not
+/// during the other, from how widely single repetitions spread. Degrees of freedom by Welch and
+/// Satterthwaite.
+pub fn ratio_of_medians(base: &[f64], new: &[f64], run_noise: f64, tail: f64) -> Option<Estimate> {
+    if base.len().min(new.len()) < LEAST_REPETITIONS {
+        return None;
+    }
+    let value = median(new)? / median(base)?;
+    let (of_base, of_new) = (log_median_variance(base)?, log_median_variance(new)?);
+    let spread = log_spread(base)?.powi(2) + log_spread(new)?.powi(2);
+    let variance = of_base + of_new + spread + 2.0 * run_noise * run_noise;
+    let spent = |v: f64, n: usize| v * v / (n as f64 - 1.0);
+    let spent = spent(of_base, base.len()) + spent(of_new, new.len());
+    let freedom = variance * variance / spent.max(f64::MIN_POSITIVE);
+    Some(around(value, variance, freedom, tail))
+}
+
+/// Mean of `new` over mean of `base`, both geometric, of one speed per run; `None` for fewer than
+/// two runs of either.
+///
+/// Student's interval of the logarithm with the scatter of the runs themselves, pooled, but no
+/// less than `run_noise`: a few runs may agree by luck.
+pub fn ratio_of_runs(base: &[f64], new: &[f64], run_noise: f64, tail: f64) -> Option<Estimate> {
+    let logs = |speeds: &[f64]| speeds.iter().map(|s| s.ln()).collect::<Vec<f64>>();
+    let (base, new) = (logs(base), logs(new));
+    let squares = |logs: &[f64]| {
+        let freedom = logs.len() as f64 - 1.0;
+        standard_deviation(logs).map(|sd| sd * sd * freedom)
+    };
+    let freedom = (base.len() + new.len()) as f64 - 2.0;
+    let pooled = (squares(&base)? + squares(&new)?) / freedom;
+    let pooled = pooled.max(run_noise * run_noise);
+    let mean = |logs: &[f64]| logs.iter().sum::<f64>() / logs.len() as f64;
+    let variance = pooled * (1.0 / base.len() as f64 + 1.0 / new.len() as f64);
+    let value = (mean(&new) - mean(&base)).exp();
+    Some(around(value, variance, freedom, tail))
+}
+
+fn around(value: f64, log_variance: f64, freedom: f64, tail: f64) -> Estimate {
+    let half = match log_variance > 0.0 {
+        true => student_quantile(tail, freedom) * log_variance.sqrt(),
+        false => 0.0,
+    };
+    Estimate {
+        value,
+        low: value * (-half).exp(),
+        high: value * half.exp(),
+    }
+}
+
+/// Standard deviation of the logarithm of one repetition, from the median absolute deviation: a
+/// single slow one is no spread.
+fn log_spread(values: &[f64]) -> Option<f64> {
+    let middle = median(values)?.ln();
+    let off: Vec<f64> = values.iter().map(|v| (v.ln() - middle).abs()).collect();
+    // Of normally distributed values the median deviation is 0.6745 of the standard one.
+    median(&off).map(|deviation| deviation / 0.6745)
+}
+
+/// Variance of the logarithm of the median.
+fn log_median_variance(values: &[f64]) -> Option<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let mut drawn = vec![0.0; values.len()];
+    let medians: Vec<f64> = (0..MEDIAN_RESAMPLES)
+        .map(|_| {
+            for slot in &mut drawn {
+                *slot = values[below(&mut rng, values.len())];
+            }
+            drawn.sort_by(f64::total_cmp);
+            quantile(&drawn, 0.5).ln()
+        })
+        .collect();
+    standard_deviation(&medians).map(|sd| sd * sd)
+}
+
+fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
+    ((u64::from(rng.next_u32()) * n as u64) >> 32) as usize
+}
+
+/// The value that a standard normal variable exceeds with chance `tail` (at most 0.5), to 5e-4:
+/// Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.23.
+pub fn normal_quantile(tail: f64) -> f64 {
+    let t = (-2.0 * tail.ln()).sqrt();
+    let above = 2.515517 + t * (0.802853 + t * 0.010328);
+    let below = 1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308));
+    t - above / below
+}
+
+/// The same for Student's distribution with `freedom` degrees of freedom, at least 3: the series
+/// in 1 / freedom of Abramowitz and Stegun 26.7.5, within 3 % from 4 degrees on.
+pub fn student_quantile(tail: f64, freedom: f64) -> f64 {
+    let z = normal_quantile(tail);
+    let n = freedom.max(3.0);
+    let z2 = z * z;
+    let g1 = z * (z2 + 1.0) / 4.0;
+    let g2 = z * (3.0 + z2 * (16.0 + z2 * 5.0)) / 96.0;
+    let g3 = z * (-15.0 + z2 * (17.0 + z2 * (19.0 + z2 * 3.0))) / 384.0;
+    let g4 = z * (-945.0 + z2 * (-1920.0 + z2 * (1482.0 + z2 * (776.0 + z2 * 79.0)))) / 92160.0;
+    z + (g1 + (g2 + (g3 + g4 / n) / n) / n) / n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_those_of_printed_tables() {
+        for (tail, z) in [(0.025, 1.95996), (0.005, 2.57583), (0.001, 3.09023)] {
+            assert!((normal_quantile(tail) - z).abs() < 5e-4, "{tail}");
+        }
+        for (tail, freedom, t, within) in [
+            (0.025, 4.0, 2.776, 0.005),
+            (0.025, 8.0, 2.306, 0.002),
+            (0.005, 8.0, 3.355, 0.005),
+            (0.001, 4.0, 7.173, 0.03),
+            (0.001, 8.0, 4.501, 0.005),
+            (0.001, 38.0, 3.319, 0.002),
+        ] {
+            let found = student_quantile(tail, freedom);
+            assert!(
+                (found / t - 1.0).abs() < within,
+                "{tail} {freedom}: {found}"
+            );
+        }
+    }
+
+    #[test]
+    fn equal_windows_have_no_interval_to_speak_of() {
+        let same = vec![
+            PairedWindow {
+                delta_nats: 0.0,
+                weight: 511.0
+            };
+            20
+        ];
+        let none = paired(&same, 1, 0.005).unwrap();
+        assert_eq!((none.value, none.low, none.high), (0.0, 0.0, 0.0));
+        assert_eq!(paired(&same[..1], 1, 0.005), None);
+        assert_eq!(paired(&[], 1, 0.005), None);
+        // Two windows that overlap are one observation.
+        assert_eq!(paired(&same[..2], 2, 0.005), None);
+    }
+
+    #[test]
+    fn blocks_of_correlated_windows_widen_the_interval() {
+        let windows: Vec<PairedWindow> = (0..60)
+            .map(|i| PairedWindow {
+                delta_nats: f64::from((i / 4 * 7) % 15) - 7.0,
+                weight: 10.0,
+            })
+            .collect();
+        let width = |block| {
+            paired(&windows, block, 0.025)
+                .map(|e| e.high - e.low)
+                .unwrap()
+        };
+        assert!(width(4) > 1.5 * width(1));
+    }
+
+    #[test]
+    fn between_run_noise_widens_the_ratio() {
+        let base: Vec<f64> = (0..20).map(|i| 1.0 + 0.0001 * f64::from(i)).collect();
+        let slower: Vec<f64> = base.iter().map(|s| 1.12 * s).collect();
+        let narrow = ratio_of_medians(&base, &slower, 0.0, 0.001).unwrap();
+        let wide = ratio_of_medians(&base, &slower, 0.02, 0.001).unwrap();
+        assert!((narrow.value - 1.12).abs() < 1e-12);
+        assert!(narrow.low > 1.10 && narrow.high < 1.14, "{narrow:?}");
+        assert!(wide.low > 1.0 && wide.low < 1.05, "{wide:?}");
+        assert_eq!(ratio_of_medians(&base[..4], &slower, 0.0, 0.001), None);
+        let constant = ratio_of_medians(&[2.0; 5], &[3.0; 5], 0.0, 0.01).unwrap();
+        assert_eq!((constant.low, constant.high), (1.5, 1.5));
+        // A busy machine shows in the repetitions, however many there are.
+        let busy: Vec<f64> = (0..200).map(|i| 1.0 + 0.3 * f64::from(i % 7)).collect();
+        let doubtful = ratio_of_medians(&busy, &busy, 0.0, 0.001).unwrap();
+        assert!(doubtful.low < 0.5 && doubtful.high > 2.0, "{doubtful:?}");
+    }
+
+    #[test]
+    fn repeated_runs_show_their_own_noise() {
+        let (base, new) = ([1.0, 1.02, 0.98, 1.01, 0.99], [1.12, 1.1, 1.14, 1.13, 1.11]);
+        let found = ratio_of_runs(&base, &new, 0.0, 0.001).unwrap();
+        // Pooled deviation of the logarithms 0.0150, 8 degrees of freedom: 4.5 × 0.0150 × √0.4.
+        let half = 4.501 * 0.0150 * 0.4f64.sqrt();
+        assert!((found.value - 1.12).abs() < 1e-3, "{found:?}");
+        assert!(
+            ((found.high / found.value).ln() / half - 1.0).abs() < 0.05,
+            "{found:?}"
+        );
+        // Runs that agree by luck are trusted no further than the stated noise.
+        let lucky = ratio_of_runs(&[1.0; 2], &[1.1; 2], 0.02, 0.01).unwrap();
+        assert!(lucky.low < 1.0, "{lucky:?}");
+        assert_eq!(ratio_of_runs(&base[..1], &new, 0.0, 0.001), None);
+    }
+}
