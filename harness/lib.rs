@@ -13,6 +13,7 @@ pub mod device;
 pub mod error;
 pub mod formats;
 pub mod hash;
+pub mod hub;
 pub mod measure;
 pub mod memory;
 pub mod model;

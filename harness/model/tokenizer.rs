@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::config::Config;
 use super::weights::{EMBEDDED_TOKENIZER, Gguf, Kind};
 use crate::hash::sha256;
-use crate::{Error, Result};
+use crate::{Error, Result, hub};
 
 const OWN_FILE: &str = "Pass the model's tokenizer.json with --tokenizer FILE.";
 
@@ -60,13 +60,16 @@ impl Tokenizer {
                 let path = PathBuf::from("datasets/embedded-model/tokenizer.json");
                 return Tokenizer::new(path, EMBEDDED_TOKENIZER.as_bytes());
             }
-            (None, Some(model)) => match Kind::of(model)? {
-                Kind::Folder => model.join("tokenizer.json"),
-                Kind::Gguf => {
-                    let definition = definition(&Gguf::open(model)?)?.to_string();
-                    return Tokenizer::new(model.to_path_buf(), definition.as_bytes());
+            (None, Some(model)) => {
+                let model = hub::model(model)?;
+                match Kind::of(&model)? {
+                    Kind::Folder => model.join("tokenizer.json"),
+                    Kind::Gguf => {
+                        let definition = definition(&Gguf::open(&model)?)?.to_string();
+                        return Tokenizer::new(model.to_path_buf(), definition.as_bytes());
+                    }
                 }
-            },
+            }
         };
         let bytes = std::fs::read(&file).map_err(|e| Error::io(&file, e, OWN_FILE))?;
         Tokenizer::new(file, &bytes)

@@ -9,6 +9,7 @@ use crate::data::protocol::Protocol;
 use crate::device::{DeviceChoice, Gpu};
 use crate::formats::native;
 use crate::hash::sha256_of_file;
+use crate::measure::choices::{Item, log_likelihoods};
 use crate::measure::meter::Meter;
 use crate::measure::quality::{CachedDecoder, TokenStream, score_text};
 use crate::measure::roofline::{self, Cost};
@@ -189,6 +190,8 @@ fn run_measure(job: MeasureJob) -> Result<()> {
     };
     let positions = job.workloads.iter().map(Workload::positions);
     let positions = positions.max().unwrap_or(0).max(window);
+    let longest_item = job.choices.iter().map(Item::longest).max().unwrap_or(0);
+    let positions = positions.max(longest_item);
     warm_thread_pool();
 
     let kernels = kernels(&job.place)?;
@@ -227,9 +230,28 @@ fn run_measure(job: MeasureJob) -> Result<()> {
             })
         })?;
     }
+    drop(model);
     send(&Event::Scored {
         perplexity_peak_bytes: meter.peak()?.total_bytes,
-    })
+    })?;
+    score_choices(&decoder, kv, &job.choices, longest_item)
+}
+
+/// Scores multiple-choice items of at most `longest` tokens.
+fn score_choices(decoder: &Decoder, kv: KvPrecision, items: &[Item], longest: usize) -> Result<()> {
+    if items.is_empty() {
+        return Ok(());
+    }
+    let mut model = CachedDecoder {
+        cache: decoder.cache(1, longest, kv)?,
+        decoder,
+    };
+    for item in items {
+        send(&Event::Choice {
+            log_likelihoods_nats: log_likelihoods(&mut model, item)?,
+        })?;
+    }
+    Ok(())
 }
 
 /// What loading took.

@@ -1,6 +1,7 @@
 //! A run: every precision of one model, each finished cell on disk at once.
 
 mod cell;
+mod choices;
 mod roofline;
 mod rows;
 mod sweep;
@@ -11,6 +12,7 @@ mod timing;
 pub use texts::CALIBRATION_WINDOW;
 
 use self::cell::{Cell, Point, State, Step};
+use self::choices::ChoiceSet;
 use self::telemetry::Watched;
 use self::texts::{Text, Texts, windows_of};
 use super::child::{Child, Ending, Outcome};
@@ -82,6 +84,10 @@ pub struct Options {
     pub out: PathBuf,
     /// The command as typed, for the record.
     pub command: String,
+    /// Multiple-choice sets; all embedded ones if empty, none if it is `none`.
+    pub choices: Vec<String>,
+    /// Multiple-choice items in all, spread over the sets.
+    pub choices_limit: Option<usize>,
 }
 
 /// How a run ended.
@@ -109,6 +115,7 @@ struct Suite<'a> {
     workloads: Vec<Workload>,
     texts: Vec<Text>,
     calibration: Vec<Vec<u32>>,
+    choices: Vec<ChoiceSet>,
     reference: Option<String>,
     info: RunInfo,
     progress: Progress,
@@ -179,6 +186,7 @@ fn check(options: &Options) -> Result<()> {
             "--calibration-limit",
             options.calibration_limit.unwrap_or(1),
         ),
+        ("--choices-limit", options.choices_limit.unwrap_or(1)),
     ] {
         if value == 0 {
             return Err(Error::usage(
@@ -337,6 +345,7 @@ impl<'a> Suite<'a> {
         let Texts {
             evaluation: texts,
             calibration,
+            choices,
             tokenizer_sha256,
             ..
         } = texts;
@@ -357,6 +366,7 @@ impl<'a> Suite<'a> {
             .iter()
             .chain(&calibration)
             .map(|t| t.info.clone())
+            .chain(choices.iter().map(|set| set.info.clone()))
             .collect();
 
         let mut suite = Suite {
@@ -367,6 +377,7 @@ impl<'a> Suite<'a> {
             protocol,
             workloads,
             calibration: windows_of(&calibration),
+            choices,
             texts,
             reference,
             info,
@@ -441,6 +452,7 @@ impl<'a> Suite<'a> {
             kv: kv.into(),
             quantized: None,
             scores: vec![vec![]; self.texts.len()],
+            choices: vec![],
             warnings: self.common_warnings.clone(),
             packed: PathBuf::new(),
             started: Instant::now(),
@@ -505,6 +517,7 @@ impl<'a> Suite<'a> {
                 self.progress.note(&lost_line(&cell.title, &ending));
                 // Half a text's perplexity would pass for a whole one's.
                 cell.scores.iter_mut().for_each(Vec::clear);
+                cell.choices.clear();
                 cell.fail(&ending);
                 Ok(true)
             }
@@ -608,11 +621,13 @@ impl<'a> Suite<'a> {
                 .collect(),
             protocol: self.protocol.id(),
             memory_limit_bytes: self.options.memory_limit_bytes,
+            choices: choices::items(&self.choices),
         });
+        let items: usize = self.choices.iter().map(|set| set.items.len()).sum();
         let windows: u64 = self.texts.iter().map(|t| t.info.windows).sum();
         let (what, steps, unit) = match windows {
             0 => ("memory", open.len(), "workloads"),
-            _ => ("perplexity", windows as usize, "windows"),
+            _ => ("quality", windows as usize + items, "windows and items"),
         };
         let stage = self
             .progress
@@ -644,6 +659,12 @@ impl<'a> Suite<'a> {
                         .peak_bytes_by_phase
                         .insert("perplexity".into(), perplexity_peak_bytes as u64);
                 }
+                Outcome::Event(Event::Choice {
+                    log_likelihoods_nats,
+                }) => {
+                    cell.choices.push(log_likelihoods_nats);
+                    stage.set(done + cell.choices.len());
+                }
                 Outcome::Event(other) => return Ok(Step::unexpected(&other)),
                 Outcome::Failed(ending) => {
                     return Ok(match left.next() {
@@ -658,7 +679,7 @@ impl<'a> Suite<'a> {
                 Outcome::Done => break,
             }
         }
-        if !scored || left.next().is_some() {
+        if !scored || left.next().is_some() || cell.choices.len() != items {
             return Ok(Step::silent());
         }
         let peak = format!(
@@ -681,6 +702,7 @@ impl<'a> Suite<'a> {
             Some(p) => format!("{p:.4} ({}, {done} windows), {peak}", self.protocol.id()),
             None => "no finite likelihood".into(),
         });
+        self.note_choices(i);
         Ok(Step::Done)
     }
 
@@ -702,6 +724,11 @@ fn refuse_quality(options: &Options) -> Result<()> {
         ("--calibration", !options.calibration.is_empty()),
         ("--limit", options.limit.is_some()),
         ("--calibration-limit", options.calibration_limit.is_some()),
+        (
+            "--choices",
+            options.choices.iter().any(|set| set != choices::NONE),
+        ),
+        ("--choices-limit", options.choices_limit.is_some()),
     ] {
         if given {
             return Err(Error::usage(

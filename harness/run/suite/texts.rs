@@ -1,6 +1,7 @@
 //! Texts as they are used: tokenized, cut into windows, limited.
 
 use super::Options;
+use super::choices::{self, ChoiceSet};
 use crate::data::protocol::Protocol;
 use crate::data::{self, Dataset, Kind};
 use crate::hash::sha256;
@@ -13,6 +14,7 @@ use crate::{Error, Result};
 pub(super) struct Texts {
     pub(super) evaluation: Vec<Text>,
     pub(super) calibration: Vec<Text>,
+    pub(super) choices: Vec<ChoiceSet>,
     /// Ids that the speed test's prompts are cut from.
     pub(super) prompts: Vec<u32>,
     pub(super) tokenizer_sha256: String,
@@ -50,6 +52,7 @@ impl Texts {
         spread(&mut calibration, options.calibration_limit);
         refuse_shared_texts(&evaluation, &calibration)?;
         Ok(Texts {
+            choices: choices::read(options, &tokenizer, config)?,
             evaluation,
             calibration,
             prompts,
@@ -62,6 +65,7 @@ impl Texts {
         Texts {
             evaluation: vec![],
             calibration: vec![],
+            choices: vec![],
             prompts,
             tokenizer_sha256: String::new(),
         }
@@ -79,13 +83,17 @@ pub(super) struct Text {
 impl Text {
     /// Tokenizes a set and cuts it into windows of `window` tokens.
     pub(super) fn new(set: Dataset, tokenizer: &Tokenizer, window: usize) -> Result<Self> {
-        let encoding = tokenizer.encode(&set.text)?;
+        // As the code of GPTQ and AWQ does, unless the set's definition says otherwise.
+        let separator = set.manifest.separator.as_deref().unwrap_or("\n\n");
+        let text = set.documents().join(separator);
+        let encoding = tokenizer.encode(&text)?;
         let bytes: Vec<u32> = (0..encoding.ids.len())
             .map(|i| encoding.bytes(i..i + 1) as u32)
             .collect();
         let id_bytes: Vec<u8> = encoding.ids.iter().flat_map(|i| i.to_le_bytes()).collect();
         let mut warnings = set.warnings();
         let windows = encoding.ids.len() / window;
+        let windows = windows.min(set.manifest.take_windows.unwrap_or(windows));
         if windows == 0 {
             warnings.push(format!(
                 "dataset `{}` has {} tokens, fewer than a window of {window}: not used",
@@ -102,7 +110,7 @@ impl Text {
                 file: manifest.file,
                 licence: manifest.licence,
                 sha256: manifest.sha256,
-                bytes: set.text.len() as u64,
+                bytes: text.len() as u64,
                 tokens: encoding.ids.len() as u64,
                 windows: windows as u64,
                 ids_sha256: sha256([id_bytes.as_slice()]),
