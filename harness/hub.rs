@@ -257,14 +257,17 @@ impl Repository<'_> {
         let get = |name: &str| remote.download(name).map_err(cannot);
         let config = get(CONFIG)?;
         get(TOKENIZER)?;
-        // Marks of a model that is already quantized, by which it is refused.
-        for mark in [
+        // What the tokenizer's special tokens are; marks of a model that is already quantized, by
+        // which it is refused.
+        for optional in [
+            "tokenizer_config.json",
+            "special_tokens_map.json",
             "quantize_config.json",
             "quant_config.json",
             "hf_quant_config.json",
         ] {
-            if has(mark) {
-                get(mark)?;
+            if has(optional) {
+                get(optional)?;
             }
         }
         if has(INDEX) && !has(WEIGHTS) {

@@ -7,10 +7,53 @@
 //! bytes of the choice as stored, or tokens). Of equal ones the first is taken.
 
 use super::binomial::exact_interval;
-use super::quality::{LanguageModel, nll_nats};
+use super::quality::{CachedDecoder, LanguageModel, nll_nats};
 use crate::Result;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+
+/// A language model that reads several continuations of one prefix.
+pub trait Continue: LanguageModel {
+    /// Logits of every position of each of `rests`, each after `prefix`, handed to
+    /// `sink(which, first_row, values)` in order; rows count from the first of the rest.
+    fn logits_after(
+        &mut self,
+        prefix: &[u32],
+        rests: &[&[u32]],
+        sink: &mut dyn FnMut(usize, usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let vocab = self.vocab_size();
+        for (which, rest) in rests.iter().enumerate() {
+            self.logits(&[prefix, rest].concat(), &mut |first_row, values| {
+                let before = prefix.len().saturating_sub(first_row);
+                match values.get(before * vocab..) {
+                    None | Some([]) => Ok(()),
+                    Some(values) => sink(which, first_row + before - prefix.len(), values),
+                }
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the prefix once: its keys and values stay in the cache.
+impl Continue for CachedDecoder<'_> {
+    fn logits_after(
+        &mut self,
+        prefix: &[u32],
+        rests: &[&[u32]],
+        sink: &mut dyn FnMut(usize, usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        self.decoder.read(prefix, &mut self.cache)?;
+        for (which, rest) in rests.iter().enumerate() {
+            self.decoder
+                .score_after(prefix.len(), rest, &mut self.cache, &mut |row, values| {
+                    sink(which, row, values)
+                })?;
+        }
+        Ok(())
+    }
+}
 
 /// A context with one of its continuations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,36 +80,58 @@ impl Item {
         let lengths = self.continuations.iter().map(|c| c.ids.len());
         lengths.max().unwrap_or(0)
     }
+
+    /// Tokens that all sequences begin with, short of the one that predicts the first that
+    /// differs.
+    fn shared(&self) -> usize {
+        let Some((first, others)) = self.continuations.split_first() else {
+            return 0;
+        };
+        let alike = others.iter().map(|other| {
+            let pairs = first.ids.iter().zip(&other.ids);
+            pairs.take_while(|(a, b)| a == b).count()
+        });
+        let starts = self.continuations.iter().map(|c| c.start);
+        let least = alike.chain(starts).min().unwrap_or(0);
+        least.saturating_sub(1)
+    }
 }
 
 /// Log-likelihood of each continuation of an item, in nats; absent where it is not finite.
-pub fn log_likelihoods(model: &mut dyn LanguageModel, item: &Item) -> Result<Vec<Option<f64>>> {
-    let mut all = Vec::with_capacity(item.continuations.len());
-    for continuation in &item.continuations {
-        all.push(log_likelihood(model, continuation)?.filter(|x| x.is_finite()));
-    }
-    Ok(all)
-}
-
-fn log_likelihood(model: &mut dyn LanguageModel, c: &Continuation) -> Result<Option<f64>> {
+pub fn log_likelihoods(model: &mut dyn Continue, item: &Item) -> Result<Vec<Option<f64>>> {
     let vocab = model.vocab_size();
-    let (mut sum, mut scored) = (0.0, 0);
+    let shared = item.shared();
     // The last token predicts nothing that is asked for.
-    let fed = &c.ids[..c.ids.len().saturating_sub(1)];
-    model.logits(fed, &mut |first_row, values| {
-        let unscored = c.start.saturating_sub(first_row + 1);
-        let rows: Vec<&[f32]> = values.chunks_exact(vocab).skip(unscored).collect();
-        let targets = &c.ids[first_row + 1 + unscored..];
-        let nlls: Vec<f64> = rows
-            .par_iter()
-            .zip(targets)
-            .map(|(row, target)| nll_nats(row, *target))
-            .collect();
-        sum -= nlls.iter().sum::<f64>();
-        scored += nlls.len();
-        Ok(())
-    })?;
-    Ok((scored > 0).then_some(sum))
+    let rests: Vec<&[u32]> = item
+        .continuations
+        .iter()
+        .map(|c| {
+            c.ids
+                .get(shared..c.ids.len().saturating_sub(1))
+                .unwrap_or_default()
+        })
+        .collect();
+    let prefix = item.continuations.first().map(|c| &c.ids[..shared]);
+    let mut sums = vec![0.0; rests.len()];
+    model.logits_after(
+        prefix.unwrap_or_default(),
+        &rests,
+        &mut |which, first_row, values| {
+            let c = &item.continuations[which];
+            let first_target = shared + first_row + 1;
+            let unscored = c.start.saturating_sub(first_target);
+            let rows: Vec<&[f32]> = values.chunks_exact(vocab).skip(unscored).collect();
+            let nlls: Vec<f64> = rows
+                .par_iter()
+                .zip(&c.ids[first_target + unscored..])
+                .map(|(row, target)| nll_nats(row, *target))
+                .collect();
+            sums[which] -= nlls.iter().sum::<f64>();
+            Ok(())
+        },
+    )?;
+    let finite = |sum: f64| sum.is_finite().then_some(sum);
+    Ok(sums.into_iter().map(finite).collect())
 }
 
 /// What a likelihood is divided by before continuations are compared.
@@ -154,6 +219,8 @@ mod tests {
             Ok(())
         }
     }
+
+    impl Continue for Bigram {}
 
     fn model() -> Bigram {
         Bigram {

@@ -185,7 +185,7 @@ fn hostile_lines_are_named() {
         (b"{\"text\": \"a", &["not valid JSON at column 11"]),
         (b"{\"text\": \"a\"} {}", &["not valid JSON at column"]),
         (b"{\"text\": \"caf\xe9\"}", &["UTF-8", "byte 13"]),
-        (&deep, &["not valid JSON", "recursion"]),
+        (&deep, &["not valid JSON", "list"]),
     ];
     for (line, words) in cases {
         fs::write(&path, [good, line].concat()).unwrap();

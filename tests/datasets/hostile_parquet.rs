@@ -39,7 +39,6 @@ fn damage_is_an_error_or_harmless_and_never_costs_memory() {
                         refusals += 1;
                         let text = error.to_string();
                         assert!(text.contains("x.parquet"), "{text}");
-                        assert!(!text.contains("gave up"), "byte {at} = {value}: {text}");
                     }
                 }
             }

@@ -31,7 +31,7 @@ fn snapshot(home: &Path, repository: &str, revision: &str) -> PathBuf {
 fn run(home: &Path, out: &Path, endpoint: &str) -> Command {
     let mut command = quick_run(out);
     command
-        .args(["--limit", "2", "--reps", "1", "--precisions", "fp16"])
+        .args(["--precisions", "fp16"])
         .args(["--choices", "none"])
         .env("HF_HOME", home)
         .env("HF_ENDPOINT", endpoint)

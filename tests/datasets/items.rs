@@ -1,8 +1,11 @@
 //! Multiple-choice items: their format, and their rows through the real binary.
 
-use super::common::{quick_run, root, stderr};
+use super::common::{packed, quick_run, root, stderr};
 use quantbench::data::choices::{Question, questions};
 use quantbench::data::{self, Kind};
+use quantbench::measure::choices::{Continuation, Continue, Item, log_likelihoods};
+use quantbench::measure::quality::{CachedDecoder, LanguageModel, nll_nats};
+use quantbench::model::kv_cache::KvPrecision;
 use quantbench::report::Tables;
 use quantbench::report::record::ChoiceRow;
 use std::collections::BTreeMap;
@@ -148,11 +151,7 @@ fn hostile_items_are_named_by_line_and_field() {
 }
 
 fn run(out: &Path, arguments: &[&str]) -> Output {
-    quick_run(out)
-        .args(["--limit", "2", "--reps", "1"])
-        .args(arguments)
-        .output()
-        .unwrap()
+    quick_run(out).args(arguments).output().unwrap()
 }
 
 fn rows(out: &Path) -> Vec<ChoiceRow> {
@@ -273,4 +272,74 @@ fn a_synthetic_model_answers_nothing() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("--choices"), "{}", stderr(&output));
+}
+
+/// A decoder that reads every sequence from its beginning.
+struct Whole<'a>(CachedDecoder<'a>);
+
+impl LanguageModel for Whole<'_> {
+    fn vocab_size(&self) -> usize {
+        self.0.vocab_size()
+    }
+
+    fn logits(
+        &mut self,
+        ids: &[u32],
+        sink: &mut dyn FnMut(usize, &[f32]) -> quantbench::Result<()>,
+    ) -> quantbench::Result<()> {
+        self.0.logits(ids, sink)
+    }
+}
+
+impl Continue for Whole<'_> {}
+
+#[test]
+fn a_shared_beginning_is_run_once_and_changes_nothing() {
+    let loaded = packed(None, "fp16", 64);
+    let kv = KvPrecision::parse("fp32").unwrap();
+    let model = || CachedDecoder {
+        decoder: &loaded.decoder,
+        cache: loaded.decoder.cache(1, 64, kv).unwrap(),
+    };
+    let continuation = |rest: &[u32]| Continuation {
+        ids: [&[100, 200, 300, 400, 500][..], rest].concat(),
+        start: 5,
+        bytes: 1,
+    };
+    let rests: [&[u32]; 4] = [&[7, 8, 9], &[7, 10], &[11], &[12, 13, 14, 15]];
+    let item = Item {
+        continuations: rests.map(continuation).into(),
+        answer: 0,
+    };
+    let shared = log_likelihoods(&mut model(), &item).unwrap();
+    let whole = log_likelihoods(&mut Whole(model()), &item).unwrap();
+    for (shared, whole) in shared.iter().zip(&whole) {
+        let (shared, whole) = (shared.unwrap(), whole.unwrap());
+        assert!(
+            whole < -1.0 && (shared / whole - 1.0).abs() < 1e-5,
+            "{shared} {whole}"
+        );
+    }
+    // All begin alike beyond the context: the first token of the choice is scored all the same.
+    let alike = Item {
+        continuations: [&[7, 8][..], &[7, 9]].map(continuation).into(),
+        answer: 0,
+    };
+    let first = log_likelihoods(&mut model(), &alike).unwrap()[0].unwrap();
+    let by_hand = {
+        let mut sum = 0.0;
+        let ids = [100, 200, 300, 400, 500, 7, 8];
+        let vocab = loaded.decoder.config.vocab_size;
+        let sink = &mut |row: usize, values: &[f32]| {
+            for (r, logits) in values.chunks_exact(vocab).enumerate() {
+                if row + r >= 4 && row + r < 6 {
+                    sum -= nll_nats(logits, ids[row + r + 1]);
+                }
+            }
+            Ok(())
+        };
+        model().logits(&ids, sink).unwrap();
+        sum
+    };
+    assert!((first / by_hand - 1.0).abs() < 1e-5, "{first} {by_hand}");
 }

@@ -2,8 +2,10 @@
 
 mod pages;
 
+use std::cell::Cell;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Once;
 
 use parquet::basic::{Compression, Type};
 use parquet::column::reader::ColumnReader;
@@ -31,12 +33,25 @@ pub fn column(path: &Path, name: &str, take: usize) -> Result<Documents> {
         .map_err(|what| Error::file(path, what, NEXT))
 }
 
+thread_local! {
+    /// Whether this thread decodes a file, so that a panic of its is the file's fault.
+    static DECODING: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Runs `f`; `None` if it panicked, without a word on standard error.
 fn quietly<T>(f: impl FnOnce() -> T) -> Option<T> {
-    let usual = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !DECODING.get() {
+                usual(panic);
+            }
+        }));
+    });
+    DECODING.set(true);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
-    std::panic::set_hook(usual);
+    DECODING.set(false);
     result.ok()
 }
 

@@ -213,3 +213,85 @@ impl<R: Read> Compact<R> {
         self.varint().map(|n| (n >> 1) as i64 ^ -((n & 1) as i64))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// A signed number as the protocol writes it.
+    fn number(n: i64) -> Vec<u8> {
+        let mut rest = ((n << 1) ^ (n >> 63)) as u64;
+        let mut bytes = vec![];
+        while rest > 127 {
+            bytes.push((rest & 127) as u8 | 128);
+            rest >>= 7;
+        }
+        bytes.push(rest as u8);
+        bytes
+    }
+
+    /// A page of `compressed` bytes whose header claims these numbers; `kind` is the field of the
+    /// inner structure: 5 for data, 7 for a dictionary.
+    fn page(bytes: i64, claimed: i64, kind: u8, values: i64, encoding: i64) -> Vec<u8> {
+        let i32s = |numbers: &[i64]| -> Vec<u8> {
+            let fields = numbers.iter().map(|n| [vec![0x15], number(*n)].concat());
+            fields.collect::<Vec<_>>().concat()
+        };
+        [
+            i32s(&[0, bytes, claimed]),
+            vec![((kind - 3) << 4) | STRUCT],
+            i32s(&[values, encoding]),
+            // Field 5 of the inner structure, to be passed over: a structure with a string.
+            vec![0x3c, 0x18, 3, b'a', b'b', b'c', STOP, STOP, STOP],
+            b"page".to_vec(),
+        ]
+        .concat()
+    }
+
+    fn checked(bytes: &[u8], length: u64) -> Result<(), String> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"PAR1").unwrap();
+        file.write_all(bytes).unwrap();
+        check(&mut file, 4, length)
+    }
+
+    #[test]
+    fn claims_are_held_against_what_is_there() {
+        let whole = |page: &[u8]| checked(page, page.len() as u64);
+        let good = page(4, 4, 5, 2, PLAIN);
+        assert_eq!(whole(&good), Ok(()));
+        assert_eq!(
+            whole(&[good.clone(), page(9, 4, 7, 2, PLAIN_DICTIONARY)].concat()),
+            Ok(())
+        );
+        for (page, word) in [
+            (page(i64::from(i32::MAX), 4, 5, 2, PLAIN), "67108864"),
+            (page(-1, 4, 5, 2, PLAIN), "claim of -1"),
+            (
+                page(4, i64::from(i32::MAX), 5, 2, PLAIN),
+                "claim of 2147483647",
+            ),
+            (page(4, 5, 5, 2, PLAIN), "at most"),
+            (page(4, -5, 5, 2, PLAIN), "at most"),
+            (
+                page(8, 4, 7, 1 << 30, PLAIN),
+                "1073741824 strings in 8 bytes",
+            ),
+            (page(8, 4, 5, -1, PLAIN), "-1 strings"),
+            (page(4, 4, 5, 2, 6), "encoding 6"),
+            (good[..9].to_vec(), "too early"),
+            ([&[0xfd; 1][..], &good].concat(), "type 13"),
+        ] {
+            let text = whole(&page).unwrap_err();
+            assert!(text.contains(word), "{text}");
+        }
+        assert!(checked(&good, 1 << 40).unwrap_err().contains("within"));
+        assert!(checked(&good, u64::MAX).is_err());
+        // A list that claims more than the file holds, and one nested without end.
+        let list = [vec![0x19, 0xf8], vec![0xff; 9], vec![1]].concat();
+        assert!(whole(&list).unwrap_err().contains("too early"));
+        let nested = [vec![0x1c; 100], vec![0; 100]].concat();
+        assert!(whole(&nested).unwrap_err().contains("nested"));
+    }
+}
