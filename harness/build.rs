@@ -10,11 +10,9 @@ use std::{env, fs};
 fn main() {
     let root = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
     let out = env::var("OUT_DIR").expect("cargo sets it");
-    fs::write(
-        Path::new(&out).join("datasets.rs"),
-        datasets(Path::new(&root)),
-    )
-    .expect("OUT_DIR can be written");
+    let sets = folders(Path::new(&root), "embedded", "FOLDERS")
+        + &folders(Path::new(&root), "public", "PUBLIC");
+    fs::write(Path::new(&out).join("datasets.rs"), sets).expect("OUT_DIR can be written");
     println!("cargo:rerun-if-changed=harness/build.rs");
     if env::var_os("CARGO_FEATURE_CUDA").is_some()
         && let Err(error) = build_kernels::compile(Path::new(&root), Path::new(&out))
@@ -49,14 +47,14 @@ fn git_commit(root: &Path) -> String {
         .to_string()
 }
 
-/// The source of `FOLDERS`: every folder of `datasets/embedded` with a manifest, in name order.
-fn datasets(root: &Path) -> String {
-    let base = "datasets/embedded";
+/// The source of a constant: every folder of `datasets/<place>` with a manifest, in name order.
+fn folders(root: &Path, place: &str, constant: &str) -> String {
+    let base = format!("datasets/{place}");
     // Cargo looks into the folder, so a new dataset is seen too.
     println!("cargo:rerun-if-changed={base}");
-    let mut source = String::from("const FOLDERS: &[Folder] = &[\n");
-    for folder in names(&root.join(base)) {
-        let files = names(&root.join(base).join(&folder));
+    let mut source = format!("const {constant}: &[Folder] = &[\n");
+    for folder in names(&root.join(&base)) {
+        let files = names(&root.join(&base).join(&folder));
         if !files.iter().any(|f| f == "manifest.toml") {
             continue;
         }

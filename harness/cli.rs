@@ -3,7 +3,7 @@
 mod compare;
 mod history;
 
-use crate::data::{self, Kind};
+use crate::data;
 use crate::error::{Error, Result};
 use crate::model::kv_cache::KV_PRECISIONS;
 use crate::model::synthetic;
@@ -88,8 +88,9 @@ enum Listed {
 
 #[derive(Args)]
 struct RunArgs {
-    /// Hugging Face folder, GGUF file, or synthetic:ID for random codes in a published model's
-    /// shapes (`quantbench list shapes`) [default: the embedded 7.3M-parameter model]
+    /// Hugging Face folder, GGUF file, hub:OWNER/NAME, or synthetic:ID for random codes in a
+    /// published model's shapes (`quantbench list shapes`) [default: the embedded 7.3M-parameter
+    /// model]
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// tokenizer.json to use instead of the model's own
@@ -107,7 +108,8 @@ struct RunArgs {
     /// Precisions of the KV cache, comma-separated: fp16, fp32
     #[arg(long, value_delimiter = ',', default_value = KV_PRECISIONS[0].id, value_name = "IDS")]
     kv: Vec<String>,
-    /// Evaluation texts: names, text files or manifests, comma-separated [default: all embedded]
+    /// Evaluation texts: names, manifests, text, JSONL or Parquet files (FILE#FIELD),
+    /// comma-separated [default: all embedded]
     #[arg(short, long, value_delimiter = ',', value_name = "SETS")]
     datasets: Vec<String>,
     /// Calibration texts, likewise [default: all embedded]
@@ -184,6 +186,13 @@ struct RunArgs {
     baseline: compare::BaselineArgs,
     #[command(flatten)]
     thresholds: compare::ThresholdArgs,
+    /// Multiple-choice sets: names or JSONL files, comma-separated, or none [default: the
+    /// embedded 120 items]
+    #[arg(long, value_delimiter = ',', value_name = "SETS")]
+    choices: Vec<String>,
+    /// At most this many multiple-choice items in all, spread over the sets
+    #[arg(long, value_name = "ITEMS")]
+    choices_limit: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -293,6 +302,8 @@ fn options(args: &RunArgs) -> Result<Options> {
         memory_limit_bytes: args.memory_limit,
         out: args.out.clone(),
         command: command_line(),
+        choices: args.choices.clone(),
+        choices_limit: args.choices_limit,
     })
 }
 
@@ -398,19 +409,21 @@ fn list(what: Option<Listed>) -> Result<i32> {
     }
     if wanted(Listed::Datasets) {
         let mut rows = vec![];
-        for kind in [Kind::Evaluation, Kind::Calibration] {
-            for set in data::select(&[], kind)? {
-                let m = set.manifest;
-                rows.push((
-                    m.name,
-                    format!(
-                        "{kind}: {} ({} bytes, {})",
-                        m.title,
-                        set.text.len(),
-                        m.licence
-                    ),
-                ));
-            }
+        for set in data::embedded()? {
+            let m = set.manifest;
+            let about = format!(
+                "{}: {} ({} bytes, {})",
+                m.kind,
+                m.title,
+                set.text.len(),
+                m.licence
+            );
+            rows.push((m.name, about));
+        }
+        for m in data::public()? {
+            let id = m.hub.map_or_else(String::new, |hub| hub.id);
+            let about = format!("{}: {} (hub {id}, {})", m.kind, m.title, m.licence);
+            rows.push((m.name, about));
         }
         sections.push(("Datasets", rows));
     }

@@ -15,6 +15,7 @@ pub mod error;
 pub mod formats;
 pub mod hash;
 pub mod history;
+pub mod hub;
 pub mod measure;
 pub mod memory;
 pub mod model;

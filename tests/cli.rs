@@ -934,6 +934,9 @@ fn list_shows_the_registries() {
     for word in [
         "prose",
         "calibration",
+        "wikitext-2-raw",
+        "hub allenai/c4",
+        "choices: 120 four-option items",
         "gptq-v1@N",
         "hf-strided-exact@N:S",
         "fp32",

@@ -1,5 +1,7 @@
 //! What is measured, and how numbers become statistics.
 
+pub mod binomial;
+pub mod choices;
 pub mod meter;
 pub mod nvml;
 pub mod quality;

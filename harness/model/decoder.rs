@@ -216,7 +216,19 @@ impl Decoder {
         cache: &mut KvCache,
         sink: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        cache.clear();
+        self.score_after(0, ids, cache, sink)
+    }
+
+    /// [`Decoder::score`] of `ids` as they follow the first `kept` positions of the cache; what it
+    /// holds beyond those is dropped first. Rows count from the first of `ids`.
+    pub fn score_after(
+        &self,
+        kept: usize,
+        ids: &[u32],
+        cache: &mut KvCache,
+        sink: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        cache.truncate(kept);
         let (tokens, logit_rows) = (self.kernels.chunk_tokens(1), self.kernels.logit_rows());
         for (c, chunk) in ids.chunks(tokens).enumerate() {
             let input = self.kernels.ids(chunk, 1)?;
@@ -226,6 +238,17 @@ impl Decoder {
                 let logits = self.logits(&hidden.narrow(0, start, rows)?.contiguous()?)?;
                 with_f32(&logits, |values| sink(c * tokens + start, values))?;
             }
+        }
+        Ok(())
+    }
+}
+
+impl Decoder {
+    /// Fills an emptied cache with `ids`, without their logits.
+    pub fn read(&self, ids: &[u32], cache: &mut KvCache) -> Result<()> {
+        cache.clear();
+        for chunk in ids.chunks(self.kernels.chunk_tokens(1)) {
+            self.hidden(&self.kernels.ids(chunk, 1)?, cache)?;
         }
         Ok(())
     }

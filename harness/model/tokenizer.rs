@@ -15,7 +15,7 @@ use super::config::Config;
 use super::special_tokens::Declared;
 use super::weights::{EMBEDDED_TOKENIZER, EMBEDDED_TOKENIZER_CONFIG, Gguf, Kind};
 use crate::hash::sha256;
-use crate::{Error, Result};
+use crate::{Error, Result, hub};
 
 const OWN_FILE: &str = "Pass the model's tokenizer.json with --tokenizer FILE.";
 
@@ -68,16 +68,20 @@ impl Tokenizer {
                     Declared::in_tokenizer_config(&config, &|t| tokenizer.inner.token_to_id(t));
                 return Ok(tokenizer);
             }
-            (None, Some(model)) => match Kind::of(model)? {
-                Kind::Folder => model.join("tokenizer.json"),
-                Kind::Gguf => {
-                    let file = Gguf::open(model)?;
-                    let definition = definition(&file)?.to_string();
-                    let mut tokenizer = Tokenizer::new(model.to_path_buf(), definition.as_bytes())?;
-                    tokenizer.declared = Declared::in_gguf(&file)?;
-                    return Ok(tokenizer);
+            (None, Some(model)) => {
+                let model = hub::model(model)?;
+                match Kind::of(&model)? {
+                    Kind::Folder => model.join("tokenizer.json"),
+                    Kind::Gguf => {
+                        let file = Gguf::open(&model)?;
+                        let definition = definition(&file)?.to_string();
+                        let mut tokenizer =
+                            Tokenizer::new(model.to_path_buf(), definition.as_bytes())?;
+                        tokenizer.declared = Declared::in_gguf(&file)?;
+                        return Ok(tokenizer);
+                    }
                 }
-            },
+            }
         };
         let bytes = std::fs::read(&file).map_err(|e| Error::io(&file, e, OWN_FILE))?;
         let mut tokenizer = Tokenizer::new(file, &bytes)?;

@@ -1,10 +1,10 @@
-//! The files of a run: five CSV tables and `run.json`, read and written whole.
+//! The files of a run: CSV tables and `run.json`, read and written whole.
 //!
 //! A file is written beside its destination and then renamed, so a reader never meets half a
 //! table. Column names and their order come from the row structs alone.
 
 use super::record::{
-    METRICS_VERSION, PairRow, QualityRow, ResultRow, RunInfo, SampleRow, WindowRow,
+    ChoiceRow, METRICS_VERSION, PairRow, QualityRow, ResultRow, RunInfo, SampleRow, WindowRow,
 };
 use crate::{Error, Result};
 use serde::{Serialize, de::DeserializeOwned};
@@ -19,6 +19,7 @@ pub struct Tables {
     pub windows: Vec<WindowRow>,
     pub samples: Vec<SampleRow>,
     pub info: RunInfo,
+    pub choices: Vec<ChoiceRow>,
 }
 
 impl Tables {
@@ -40,10 +41,11 @@ impl Tables {
             windows: read_csv_if_there(&dir.join("windows.csv"))?,
             samples: read_csv_if_there(&dir.join("samples.csv"))?,
             info: read_info(&dir.join("run.json"))?,
+            choices: read_csv_if_there(&dir.join("choices.csv"))?,
         })
     }
 
-    /// Writes all six files into `dir`, which is made if need be.
+    /// Writes all files into `dir`, which is made if need be.
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir)
             .map_err(|e| Error::io(dir, e, "choose a folder that can be written"))?;
@@ -52,6 +54,7 @@ impl Tables {
         write_csv(&dir.join("pairs.csv"), &self.pairs)?;
         write_csv(&dir.join("windows.csv"), &self.windows)?;
         write_csv(&dir.join("samples.csv"), &self.samples)?;
+        write_csv(&dir.join("choices.csv"), &self.choices)?;
         write_info(&dir.join("run.json"), &self.info)
     }
 }

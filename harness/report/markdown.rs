@@ -44,6 +44,7 @@ pub fn page(tables: &Tables, figures: &[Figure]) -> String {
         "Differences between precisions",
         &table(&content::pairs(tables)),
     );
+    page += &section("Multiple choice", &table(&content::choices(tables)));
     page += &section(
         "Memory by part, in numbers",
         &table(&content::memory(summary)),

@@ -178,6 +178,41 @@ pub struct SampleRow {
     pub seconds: f64,
 }
 
+/// One row of `choices.csv`: a set of multiple-choice items under one precision and KV cache.
+///
+/// `accuracy` takes the choice of the largest log-likelihood, `accuracy_normalized` that of the
+/// largest per byte of the choice, `accuracy_per_token` per token; intervals are exact
+/// (Clopper-Pearson), 95 %.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChoiceRow {
+    pub run_id: String,
+    pub device: String,
+    pub model: String,
+    pub precision: String,
+    pub kv_cache: String,
+    pub dataset: String,
+    pub items: u64,
+    pub correct: u64,
+    pub accuracy: f64,
+    pub accuracy_ci_low: f64,
+    pub accuracy_ci_high: f64,
+    pub correct_normalized: u64,
+    pub accuracy_normalized: f64,
+    pub accuracy_normalized_ci_low: f64,
+    pub accuracy_normalized_ci_high: f64,
+    pub correct_per_token: u64,
+    pub accuracy_per_token: f64,
+    /// Items for which the reference takes another choice (by the whole log-likelihood); absent
+    /// for the reference and without one.
+    pub changed_items: Option<u64>,
+    /// Of these, items that the reference has right and this precision wrong.
+    pub lost_items: Option<u64>,
+    /// And the reverse.
+    pub gained_items: Option<u64>,
+    /// Items of which a choice had no finite likelihood; they count as wrong.
+    pub nonfinite_items: u64,
+}
+
 /// The machine a run was made on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Host {

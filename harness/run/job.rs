@@ -1,5 +1,6 @@
 //! What a parent asks of a child and what the child answers: one line of JSON each.
 
+use crate::measure::choices::Item;
 use crate::measure::meter::DeviceMemory;
 use crate::measure::quality::{ScoredText, TokenStream, WindowScore};
 use crate::measure::roofline::Cost;
@@ -80,6 +81,8 @@ pub struct MeasureJob {
     pub texts: Vec<ScoredText>,
     /// Bytes that the measured parts may take.
     pub memory_limit_bytes: Option<usize>,
+    /// Multiple-choice items of all sets, scored after the texts.
+    pub choices: Vec<Item>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -118,6 +121,11 @@ pub enum Event {
     },
     Scored {
         perplexity_peak_bytes: usize,
+    },
+    /// The next multiple-choice item was scored.
+    Choice {
+        /// Of each continuation; absent where it is not finite.
+        log_likelihoods_nats: Vec<Option<f64>>,
     },
     /// A time child has loaded its model.
     Ready,

@@ -8,6 +8,7 @@ use super::quantize::quantize;
 use crate::device::{DeviceChoice, Gpu};
 use crate::formats::native;
 use crate::hash::sha256_of_file;
+use crate::measure::choices::{Item, log_likelihoods};
 use crate::measure::meter::Meter;
 use crate::measure::quality::{CachedDecoder, Plan};
 use crate::measure::roofline::{self, Cost};
@@ -173,7 +174,9 @@ fn run_measure(job: MeasureJob) -> Result<()> {
     // Before anything is counted: neither texts nor what is made of them are the model's.
     let plan = Plan::new(&job.streams, &job.texts)?;
     let positions = job.workloads.iter().map(Workload::positions);
-    let positions = positions.max().unwrap_or(0).max(plan.longest());
+    let longest_item = job.choices.iter().map(Item::longest).max().unwrap_or(0);
+    let positions = positions.max().unwrap_or(0);
+    let positions = positions.max(plan.longest()).max(longest_item);
     warm_thread_pool();
 
     let kernels = kernels(&job.place)?;
@@ -210,9 +213,28 @@ fn run_measure(job: MeasureJob) -> Result<()> {
             score: *score,
         })
     })?;
+    drop(model);
     send(&Event::Scored {
         perplexity_peak_bytes: meter.peak()?.total_bytes,
-    })
+    })?;
+    score_choices(&decoder, kv, &job.choices, longest_item)
+}
+
+/// Scores multiple-choice items of at most `longest` tokens.
+fn score_choices(decoder: &Decoder, kv: KvPrecision, items: &[Item], longest: usize) -> Result<()> {
+    if items.is_empty() {
+        return Ok(());
+    }
+    let mut model = CachedDecoder {
+        cache: decoder.cache(1, longest, kv)?,
+        decoder,
+    };
+    for item in items {
+        send(&Event::Choice {
+            log_likelihoods_nats: log_likelihoods(&mut model, item)?,
+        })?;
+    }
+    Ok(())
 }
 
 /// What loading took.

@@ -31,6 +31,14 @@ pub struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
+    /// One stream of all documents.
+    pub fn joined(documents: &[&'a str], between: &str) -> Self {
+        Reading::of(match documents {
+            [one] => Cow::Borrowed(*one),
+            many => Cow::Owned(many.join(between)),
+        })
+    }
+
     fn of(text: Cow<'a, str>) -> Self {
         Reading {
             words: wikitext::words(&text),
@@ -43,13 +51,9 @@ impl<'a> Reading<'a> {
 impl Join {
     /// What is tokenized of these documents, one token stream each.
     pub fn readings<'a>(self, documents: &[&'a str]) -> Vec<Reading<'a>> {
-        let joined = |between: &str| match documents {
-            [one] => Cow::Borrowed(*one),
-            many => Cow::Owned(many.join(between)),
-        };
         match self {
-            Join::Paragraphs => vec![Reading::of(joined("\n\n"))],
-            Join::Spaces => vec![Reading::of(joined(" "))],
+            Join::Paragraphs => vec![Reading::joined(documents, "\n\n")],
+            Join::Spaces => vec![Reading::joined(documents, " ")],
             Join::Lines => vec![Reading::of(lines(documents))],
             Join::Pages => pages(documents)
                 .into_iter()

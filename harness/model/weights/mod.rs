@@ -19,7 +19,7 @@ use half::{bf16, f16};
 use super::config::Config;
 use super::synthetic;
 use crate::error::TensorFault;
-use crate::{Error, Result};
+use crate::{Error, Result, hub};
 
 pub(crate) use embedded::{
     TOKENIZER as EMBEDDED_TOKENIZER, TOKENIZER_CONFIG as EMBEDDED_TOKENIZER_CONFIG,
@@ -55,8 +55,9 @@ pub trait WeightSource: Send + Sync {
     fn warnings(&self) -> Vec<String>;
 }
 
-/// Opens a model: `None` is the embedded one, `synthetic:ID` a shape without weights, a folder is
-/// Hugging Face's layout, a file must begin with GGUF's magic bytes.
+/// Opens a model: `None` is the embedded one, `synthetic:ID` a shape without weights,
+/// `hub:OWNER/NAME` a repository of the Hugging Face hub, a folder is Hugging Face's layout, a
+/// file must begin with GGUF's magic bytes.
 pub fn open(model: Option<&Path>) -> Result<Box<dyn WeightSource>> {
     let Some(path) = model else {
         return Ok(Box::new(embedded::open()?));
@@ -64,6 +65,7 @@ pub fn open(model: Option<&Path>) -> Result<Box<dyn WeightSource>> {
     if let Some(shape) = synthetic::named(path) {
         return Ok(Box::new(shape?));
     }
+    let path = &hub::model(path)?;
     match Kind::of(path)? {
         Kind::Folder => Ok(Box::new(safetensors::open(path)?)),
         Kind::Gguf => Ok(Box::new(gguf::open(path)?)),
@@ -294,6 +296,9 @@ impl Float {
 /// Display name: the last component of the path, links and `..` resolved.
 fn display_name(path: &Path, stem: bool) -> String {
     let full: PathBuf = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    if let Some(name) = hub::model_name(&full) {
+        return name;
+    }
     let part = if stem {
         full.file_stem()
     } else {

@@ -3,10 +3,12 @@
 //!
 //! This file holds what both need: the names of rows, and which of them compare.
 
+mod choices;
 mod sentences;
 mod sweep;
 mod tables;
 
+pub use choices::choices;
 pub use sentences::{FILES, headline, method_notes, notices, options, warnings};
 pub use sweep::{first_workload, sweep};
 pub use tables::{

@@ -681,11 +681,12 @@ pub fn options(tables: &Tables) -> Vec<String> {
 }
 
 /// The files of a run that lie beside the report, and what each holds.
-pub const FILES: [(&str, &str); 6] = [
+pub const FILES: [(&str, &str); 7] = [
     ("results.csv", "one row per precision"),
     ("quality.csv", "perplexity by text and protocol"),
     ("pairs.csv", "differences between all pairs"),
     ("windows.csv", "loss of every window"),
     ("samples.csv", "every timed repetition"),
     ("run.json", "configuration, machine, provenance"),
+    ("choices.csv", "right answers to multiple-choice items"),
 ];

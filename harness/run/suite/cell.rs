@@ -30,6 +30,8 @@ pub(super) struct Cell {
     pub(super) quantized: Option<QuantizeResult>,
     /// Scores of every text under every protocol, those of the first protocol first.
     pub(super) scores: Vec<Vec<WindowScore>>,
+    /// Log-likelihoods per multiple-choice item of all sets.
+    pub(super) choices: Vec<Vec<Option<f64>>>,
     pub(super) warnings: Vec<String>,
     pub(super) measured: bool,
     /// What its model asks of a machine, once its measuring child has told.

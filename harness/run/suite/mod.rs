@@ -1,6 +1,7 @@
 //! A run: every precision of one model, each finished cell on disk at once.
 
 mod cell;
+mod choices;
 mod roofline;
 mod rows;
 mod scoring;
@@ -12,6 +13,7 @@ mod timing;
 pub use texts::CALIBRATION_WINDOW;
 
 use self::cell::{Cell, Point, State, Step};
+use self::choices::ChoiceSet;
 use self::scoring::Scoring;
 use self::telemetry::Watched;
 use self::texts::{Texts, windows_of};
@@ -86,6 +88,10 @@ pub struct Options {
     pub out: PathBuf,
     /// The command as typed, for the record.
     pub command: String,
+    /// Multiple-choice sets; all embedded ones if empty, none if it is `none`.
+    pub choices: Vec<String>,
+    /// Multiple-choice items in all, spread over the sets.
+    pub choices_limit: Option<usize>,
 }
 
 /// How a run ended.
@@ -115,6 +121,7 @@ struct Suite<'a> {
     texts: Vec<TextInfo>,
     scoring: Scoring,
     calibration: Vec<Vec<u32>>,
+    choices: Vec<ChoiceSet>,
     reference: Option<String>,
     info: RunInfo,
     progress: Progress,
@@ -185,6 +192,7 @@ fn check(options: &Options) -> Result<()> {
             "--calibration-limit",
             options.calibration_limit.unwrap_or(1),
         ),
+        ("--choices-limit", options.choices_limit.unwrap_or(1)),
     ] {
         if value == 0 {
             return Err(Error::usage(
@@ -345,6 +353,7 @@ impl<'a> Suite<'a> {
             evaluation: texts,
             scoring,
             calibration,
+            choices,
             tokenizer_sha256,
             warnings,
             ..
@@ -365,6 +374,8 @@ impl<'a> Suite<'a> {
         info.texts = texts.clone();
         info.texts
             .extend(calibration.iter().map(|t| t.info.clone()));
+        info.texts
+            .extend(choices.iter().map(|set| set.info.clone()));
         info.protocols = scoring.protocols.clone();
         info.tokenizer = scoring.tokenizer.clone();
 
@@ -376,6 +387,7 @@ impl<'a> Suite<'a> {
             protocols,
             workloads,
             calibration: windows_of(&calibration),
+            choices,
             texts,
             scoring,
             reference,
@@ -451,6 +463,7 @@ impl<'a> Suite<'a> {
             kv: kv.into(),
             quantized: None,
             scores: vec![vec![]; self.scoring.texts.len()],
+            choices: vec![],
             warnings: self.common_warnings.clone(),
             packed: PathBuf::new(),
             started: Instant::now(),
@@ -515,6 +528,7 @@ impl<'a> Suite<'a> {
                 self.progress.note(&lost_line(&cell.title, &ending));
                 // Half a text's perplexity would pass for a whole one's.
                 cell.scores.iter_mut().for_each(Vec::clear);
+                cell.choices.clear();
                 cell.fail(&ending);
                 Ok(true)
             }
@@ -610,11 +624,13 @@ impl<'a> Suite<'a> {
             streams: self.scoring.streams.clone(),
             texts: self.scoring.texts.clone(),
             memory_limit_bytes: self.options.memory_limit_bytes,
+            choices: choices::items(&self.choices),
         });
+        let items: usize = self.choices.iter().map(|set| set.items.len()).sum();
         let windows = self.scoring.windows();
         let (what, steps, unit) = match windows {
             0 => ("memory", open.len(), "workloads"),
-            _ => ("perplexity", windows, "windows"),
+            _ => ("quality", windows + items, "windows and items"),
         };
         let stage = self
             .progress
@@ -646,6 +662,12 @@ impl<'a> Suite<'a> {
                         .peak_bytes_by_phase
                         .insert("perplexity".into(), perplexity_peak_bytes as u64);
                 }
+                Outcome::Event(Event::Choice {
+                    log_likelihoods_nats,
+                }) => {
+                    cell.choices.push(log_likelihoods_nats);
+                    stage.set(done + cell.choices.len());
+                }
                 Outcome::Event(other) => return Ok(Step::unexpected(&other)),
                 Outcome::Failed(ending) => {
                     return Ok(match left.next() {
@@ -660,7 +682,7 @@ impl<'a> Suite<'a> {
                 Outcome::Done => break,
             }
         }
-        if !scored || left.next().is_some() {
+        if !scored || left.next().is_some() || cell.choices.len() != items {
             return Ok(Step::silent());
         }
         let peak = format!(
@@ -672,6 +694,7 @@ impl<'a> Suite<'a> {
             return Ok(Step::Done);
         }
         stage.finish(&format!("{}, {peak}", self.scored_line(i)));
+        self.note_choices(i);
         Ok(Step::Done)
     }
 
@@ -718,6 +741,11 @@ fn refuse_quality(options: &Options) -> Result<()> {
         ("--calibration", !options.calibration.is_empty()),
         ("--limit", options.limit.is_some()),
         ("--calibration-limit", options.calibration_limit.is_some()),
+        (
+            "--choices",
+            options.choices.iter().any(|set| set != choices::NONE),
+        ),
+        ("--choices-limit", options.choices_limit.is_some()),
     ] {
         if given {
             return Err(Error::usage(

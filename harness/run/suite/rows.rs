@@ -56,6 +56,7 @@ impl Suite<'_> {
                 }
                 tables.quality.extend(quality);
                 tables.windows.extend(self.window_rows(cell));
+                tables.choices.extend(self.choice_rows(cell, reference));
                 let samples = cell.points.iter().flat_map(|p| &p.samples);
                 tables.samples.extend(samples.cloned());
             }

@@ -5,7 +5,7 @@ use super::Options;
 use super::texts::spread;
 use crate::data::Dataset;
 use crate::data::protocol::{
-    Bos, Join, Length, PROTOCOLS, Protocol, Reading, SpecialTokens, Specials, Window,
+    Bos, Length, PROTOCOLS, Protocol, Reading, SpecialTokens, Specials, Window,
 };
 use crate::hash::sha256;
 use crate::measure::quality::{ScoredText, TokenStream};
@@ -92,12 +92,8 @@ impl Scoring {
         let mut windows: Vec<Vec<Window>> = vec![];
         for set in sets {
             let name = &set.manifest.name;
-            let (indices, words) = self.tokenize(
-                &set.documents(),
-                protocol.join,
-                protocol.specials,
-                tokenizer,
-            )?;
+            let (indices, words) =
+                self.tokenize(set.readings(protocol.join), protocol.specials, tokenizer)?;
             let streams = || indices.iter().map(|i| &self.streams[*i]);
             let lengths: Vec<Length> = streams()
                 .zip(words)
@@ -108,6 +104,7 @@ impl Scoring {
                 .collect();
             let tokens: usize = lengths.iter().map(|l| l.tokens).sum();
             let mut cut = protocol.windows(&lengths, special);
+            cut.truncate(set.manifest.take_windows.unwrap_or(usize::MAX));
             if cut.is_empty() {
                 let windows = match protocol.least_windows {
                     1 => "a window".to_string(),
@@ -157,17 +154,16 @@ impl Scoring {
         Ok(())
     }
 
-    /// Tokenizes documents as a protocol joins them: the indices of the streams, and the words of
-    /// the text behind each.
+    /// Tokenizes what a protocol reads of a set: the indices of the streams, and the words of the
+    /// text behind each.
     fn tokenize(
         &mut self,
-        documents: &[&str],
-        join: Join,
+        readings: Vec<Reading>,
         specials: Specials,
         tokenizer: &Tokenizer,
     ) -> Result<(Vec<usize>, Vec<u64>)> {
         let (mut indices, mut words) = (vec![], vec![]);
-        for reading in join.readings(documents) {
+        for reading in readings {
             let stream = token_stream(&reading, specials, tokenizer)?;
             let known = self.streams.iter().position(|s| *s == stream);
             indices.push(known.unwrap_or(self.streams.len()));

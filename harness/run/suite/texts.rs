@@ -1,6 +1,7 @@
 //! Texts as they are used: read, tokenized, cut into windows, limited.
 
 use super::Options;
+use super::choices::{self, ChoiceSet};
 use super::scoring::Scoring;
 use crate::data::protocol::{Join, Protocol};
 use crate::data::{self, Dataset, Kind};
@@ -16,6 +17,7 @@ pub(super) struct Texts {
     pub(super) evaluation: Vec<TextInfo>,
     pub(super) scoring: Scoring,
     pub(super) calibration: Vec<Calibration>,
+    pub(super) choices: Vec<ChoiceSet>,
     /// Ids that the speed test's prompts are cut from.
     pub(super) prompts: Vec<u32>,
     pub(super) tokenizer_sha256: String,
@@ -46,6 +48,7 @@ impl Texts {
         refuse_shared_texts(&evaluation, &calibration)?;
         Ok(Texts {
             prompts: scoring.prompts(),
+            choices: choices::read(options, &tokenizer, config)?,
             evaluation,
             scoring,
             calibration,
@@ -60,6 +63,7 @@ impl Texts {
             evaluation: vec![],
             scoring: Scoring::default(),
             calibration: vec![],
+            choices: vec![],
             prompts,
             tokenizer_sha256: String::new(),
             warnings: vec![],
@@ -89,7 +93,7 @@ fn calibration(options: &Options, tokenizer: &Tokenizer) -> Result<Vec<Calibrati
     let mut texts = vec![];
     for set in data::select(&options.calibration, Kind::Calibration)? {
         let mut ids = vec![];
-        for reading in Join::Paragraphs.readings(&set.documents()) {
+        for reading in set.readings(Join::Paragraphs) {
             ids.extend(tokenizer.encode(&reading.text)?.ids);
         }
         let id_bytes: Vec<u8> = ids.iter().flat_map(|i| i.to_le_bytes()).collect();
