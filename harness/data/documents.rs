@@ -75,9 +75,14 @@ fn open(path: &Path) -> Result<File> {
 
 /// The whole file as one document.
 fn whole(path: &Path) -> Result<Documents> {
+    let file = open(path)?;
+    let size = file.metadata().map_or(0, |about| about.len());
+    if size > MAX_TEXT_BYTES as u64 {
+        let what = format!("expected at most {MAX_TEXT_BYTES} bytes, found {size}");
+        return Err(Error::file(path, what, SMALLER));
+    }
     let mut bytes = Vec::new();
-    open(path)?
-        .take(MAX_TEXT_BYTES as u64 + 1)
+    file.take(MAX_TEXT_BYTES as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(|e| Error::io(path, e, "Check the path and its permissions."))?;
     let text = String::from_utf8(bytes).map_err(|e| {

@@ -12,6 +12,9 @@ use crate::Result;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+/// Takes whole rows of logits of one of several sequences: which, the first row, the values.
+pub type RestSink<'a> = dyn FnMut(usize, usize, &[f32]) -> Result<()> + 'a;
+
 /// A language model that reads several continuations of one prefix.
 pub trait Continue: LanguageModel {
     /// Logits of every position of each of `rests`, each after `prefix`, handed to
@@ -20,7 +23,7 @@ pub trait Continue: LanguageModel {
         &mut self,
         prefix: &[u32],
         rests: &[&[u32]],
-        sink: &mut dyn FnMut(usize, usize, &[f32]) -> Result<()>,
+        sink: &mut RestSink,
     ) -> Result<()> {
         let vocab = self.vocab_size();
         for (which, rest) in rests.iter().enumerate() {
@@ -42,7 +45,7 @@ impl Continue for CachedDecoder<'_> {
         &mut self,
         prefix: &[u32],
         rests: &[&[u32]],
-        sink: &mut dyn FnMut(usize, usize, &[f32]) -> Result<()>,
+        sink: &mut RestSink,
     ) -> Result<()> {
         self.decoder.read(prefix, &mut self.cache)?;
         for (which, rest) in rests.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! Documents of text, JSONL and Parquet files.
 
-use super::{evaluation, manifest, refused};
+use super::{evaluation, largest_allocation, manifest, refused};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use parquet::basic::{Compression as Codec, ZstdLevel};
@@ -8,6 +8,7 @@ use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
+use quantbench::data;
 use quantbench::hash::sha256;
 use std::fs;
 use std::io::Write;
@@ -191,6 +192,25 @@ fn hostile_lines_are_named() {
         fs::write(&path, [good, line].concat()).unwrap();
         refused(&path, &[&["x.jsonl: line 2"], *words].concat());
     }
+}
+
+#[test]
+fn too_much_is_refused_before_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = dir.path().join("large.txt");
+    let size = data::MAX_TEXT_BYTES as u64 + 1;
+    fs::File::create(&large).unwrap().set_len(size).unwrap();
+    let most = largest_allocation(|| refused(&large, &["large.txt", "268435457"]));
+    assert!(most < 4 << 20, "{most} bytes were asked for at once");
+    // Some ten thousand bytes that become a line of eighty million.
+    let bomb = dir.path().join("bomb.jsonl.gz");
+    let mut gzip = GzEncoder::new(fs::File::create(&bomb).unwrap(), Compression::fast());
+    for _ in 0..80 {
+        gzip.write_all(&vec![b' '; 1_000_000]).unwrap();
+    }
+    gzip.finish().unwrap();
+    let most = largest_allocation(|| refused(&bomb, &["line 1", "expected at most 67108864"]));
+    assert!(most <= 128 << 20, "{most} bytes were asked for at once");
 }
 
 #[test]
