@@ -165,6 +165,16 @@ struct RunArgs {
     /// Bytes the measured parts may take, with K, M or G for powers of 1024 (beyond: `oom`)
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory_limit: Option<usize>,
+    /// Bytes on disk for the reference's log-probabilities while the run lasts, with K, M or G:
+    /// as many whole windows as fit are compared token by token (KL divergence)
+    #[arg(long, default_value = "1G", value_name = "BYTES", value_parser = bytes)]
+    kl_cache: usize,
+    /// Compare perplexities only, not distributions
+    #[arg(long)]
+    no_kl: bool,
+    /// Leave out the reference with rounding-sized noise that shows what lossless means
+    #[arg(long)]
+    no_noise_floor: bool,
     /// Print the closing table only
     #[arg(short, long)]
     quiet: bool,
@@ -284,6 +294,9 @@ fn options(args: &RunArgs) -> Result<Options> {
         memory_limit_bytes: args.memory_limit,
         out: args.out.clone(),
         command: command_line(),
+        kl: !args.no_kl,
+        kl_cache_bytes: args.kl_cache,
+        noise_floor: !args.no_noise_floor,
     })
 }
 

@@ -1,9 +1,12 @@
 //! What is measured, and how numbers become statistics.
 
+pub mod divergence;
+pub mod log_probs;
 pub mod meter;
 pub mod nvml;
 pub mod quality;
 pub mod roofline;
+mod softmax;
 pub mod speed;
 pub mod stats;
 pub mod telemetry;

@@ -59,6 +59,22 @@ pub struct TokenStream {
     pub bytes: Vec<u32>,
 }
 
+/// Rows of logits that predict scored tokens, handed on while they are hot.
+pub struct ScoredRows<'a> {
+    /// Which text, counted from 0.
+    pub text: usize,
+    /// Window of that text.
+    pub window: usize,
+    pub targets: &'a [u32],
+    /// `targets.len()` rows of `vocab_size`.
+    pub logits: &'a [f32],
+}
+
+/// Sees every row that is scored, in order of text, window and position.
+pub trait Observer {
+    fn rows(&mut self, rows: &ScoredRows) -> Result<()>;
+}
+
 /// Scores at most `limit` windows of a text; calls `progress` after each.
 pub fn score_text(
     model: &mut dyn LanguageModel,
@@ -67,24 +83,46 @@ pub fn score_text(
     limit: usize,
     progress: &mut dyn FnMut(&WindowScore) -> Result<()>,
 ) -> Result<Vec<WindowScore>> {
+    score_observed(model, (0, text), protocol, limit, None, progress)
+}
+
+/// [`score_text`] of a text with its number, before the eyes of an observer.
+pub fn score_observed(
+    model: &mut dyn LanguageModel,
+    (number, text): (usize, &TokenStream),
+    protocol: &Protocol,
+    limit: usize,
+    mut observer: Option<&mut dyn Observer>,
+    progress: &mut dyn FnMut(&WindowScore) -> Result<()>,
+) -> Result<Vec<WindowScore>> {
     let vocab = model.vocab_size();
     let mut scores = vec![];
-    for window in protocol.windows(text.ids.len()).into_iter().take(limit) {
+    let windows = protocol.windows(text.ids.len()).into_iter().take(limit);
+    for (w, window) in windows.enumerate() {
         let ids = &text.ids[window.tokens.clone()];
         let mut nlls = vec![];
         model.logits(ids, &mut |first_row, values| {
             // The logits at position i predict the token at i + 1.
-            let rows: Vec<(usize, &[f32])> = values
-                .chunks_exact(vocab)
-                .enumerate()
-                .map(|(r, row)| (window.tokens.start + first_row + r + 1, row))
-                .filter(|(target, _)| window.scored.contains(target))
-                .collect();
-            nlls.extend(
-                rows.par_iter()
-                    .map(|(target, row)| nll_nats(row, text.ids[*target]))
-                    .collect::<Vec<f64>>(),
+            let first = window.tokens.start + first_row + 1;
+            let end = first + values.len() / vocab;
+            let from = window.scored.start.clamp(first, end);
+            let to = window.scored.end.clamp(from, end);
+            let targets = &text.ids[from..to];
+            let logits = &values[(from - first) * vocab..(to - first) * vocab];
+            nlls.par_extend(
+                targets
+                    .par_iter()
+                    .zip(logits.par_chunks_exact(vocab))
+                    .map(|(target, row)| nll_nats(row, *target)),
             );
+            if let Some(observer) = &mut observer {
+                observer.rows(&ScoredRows {
+                    text: number,
+                    window: w,
+                    targets,
+                    logits,
+                })?;
+            }
             Ok(())
         })?;
         let score = WindowScore {

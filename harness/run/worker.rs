@@ -9,8 +9,9 @@ use crate::data::protocol::Protocol;
 use crate::device::{DeviceChoice, Gpu};
 use crate::formats::native;
 use crate::hash::sha256_of_file;
+use crate::measure::divergence::Pass;
 use crate::measure::meter::Meter;
-use crate::measure::quality::{CachedDecoder, TokenStream, score_text};
+use crate::measure::quality::{CachedDecoder, Observer, TokenStream, WindowScore, score_observed};
 use crate::measure::roofline::{self, Cost};
 use crate::measure::speed::{Phase, Workload, run_once};
 use crate::memory::{Bracket, Usage, peak_rss_bytes, reset_peak_rss};
@@ -219,13 +220,23 @@ fn run_measure(job: MeasureJob) -> Result<()> {
         cache: decoder.cache(1, protocol.window, kv)?,
         decoder: &decoder,
     };
+    let mut report = |window| send(&Event::Divergence(window));
+    let mut pass = match job.divergence {
+        None => None,
+        Some(d) if d.records => Some(Pass::record(&d.path, d.address)?),
+        Some(d) => Some(Pass::compare(&d.path, d.address, &mut report)?),
+    };
     for (text, (stream, windows)) in texts.iter().enumerate() {
-        score_text(&mut model, stream, &protocol, *windows, &mut |score| {
-            send(&Event::Window {
-                text,
-                score: *score,
-            })
-        })?;
+        let observer = pass.as_mut().map(|pass| pass as &mut dyn Observer);
+        let mut window = |score: &WindowScore| {
+            let score = *score;
+            send(&Event::Window { text, score })
+        };
+        let text = (text, stream);
+        score_observed(&mut model, text, &protocol, *windows, observer, &mut window)?;
+    }
+    if let Some(pass) = pass {
+        pass.finish()?;
     }
     send(&Event::Scored {
         perplexity_peak_bytes: meter.peak()?.total_bytes,

@@ -1,6 +1,7 @@
 //! A run: every precision of one model, each finished cell on disk at once.
 
 mod cell;
+mod divergence;
 mod roofline;
 mod rows;
 mod sweep;
@@ -15,7 +16,9 @@ use self::telemetry::Watched;
 use self::texts::{Text, Texts, windows_of};
 use super::child::{Child, Ending, Outcome};
 use super::host;
-use super::job::{Event, Job, JobText, MeasureJob, Place, QuantizeJob, QuantizeResult, Subject};
+use super::job::{
+    DivergenceJob, Event, Job, JobText, MeasureJob, Place, QuantizeJob, QuantizeResult, Subject,
+};
 use super::progress::Progress;
 use crate::data::protocol::Protocol;
 use crate::device::DeviceChoice;
@@ -82,6 +85,12 @@ pub struct Options {
     pub out: PathBuf,
     /// The command as typed, for the record.
     pub command: String,
+    /// Whether distributions are compared with the reference's, token by token.
+    pub kl: bool,
+    /// For the reference's log-probabilities on disk; as many windows as fit are compared.
+    pub kl_cache_bytes: usize,
+    /// Whether the reference's noise floor is measured too.
+    pub noise_floor: bool,
 }
 
 /// How a run ended.
@@ -119,6 +128,8 @@ struct Suite<'a> {
     telemetry: Option<Telemetry>,
     /// Warnings of the model's source and of the texts, for every row.
     common_warnings: Vec<String>,
+    /// What is compared with the reference token by token, if anything is.
+    divergence: Option<DivergenceJob>,
 }
 
 /// Runs everything. [`Error`]s are wrong arguments or unusable inputs; failures of single cells
@@ -139,10 +150,11 @@ pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> R
         .prefix(".packed-")
         .tempdir_in(&options.out)
         .map_err(|e| Error::io(&options.out, e, "choose another folder with --out"))?;
+    suite.plan_divergence(work.path());
     // From here on the folder describes this run, whatever becomes of it.
     suite.write(false)?;
     let mut going = true;
-    for i in 0..suite.cells.len() {
+    for i in suite.measuring_order() {
         suite.cells[i].packed = work
             .path()
             .join(format!("{}.safetensors", suite.first_of(i)));
@@ -213,6 +225,12 @@ fn methods(options: &Options) -> Result<Vec<(Box<dyn QuantMethod>, bool)>> {
         let method = quant::parse(reference)?;
         if methods.iter().all(|(m, _)| m.id() != method.id()) {
             methods.insert(0, (method, false));
+        }
+        // With nothing but the reference there is nothing to see it beside.
+        if options.kl && options.noise_floor && (methods.len() > 1 || options.kv.len() > 1) {
+            let floor = quant::parse(reference).and_then(|m| Ok(quant::noise_floor(&m.id())))?;
+            let floor = floor.filter(|f| methods.iter().all(|(m, _)| m.id() != f.id()));
+            methods.extend(floor.map(|method| (method, false)));
         }
     }
     Ok(methods)
@@ -352,6 +370,8 @@ impl<'a> Suite<'a> {
         let mut info = base_info(options);
         info.reference = reference.clone().unwrap_or_default();
         info.precisions = methods.iter().map(|(m, _)| m.id()).collect();
+        let floors = methods.iter().filter(|(m, _)| m.noise_floor_of().is_some());
+        info.noise_floors = floors.map(|(m, _)| m.id()).collect();
         info.model = model_info(source, options, tokenizer_sha256)?;
         info.texts = texts
             .iter()
@@ -376,6 +396,7 @@ impl<'a> Suite<'a> {
             cells: vec![],
             telemetry: None,
             common_warnings,
+            divergence: None,
         };
         for (method, timed) in &methods {
             // Of a reference that is there for quality, one row is enough.
@@ -441,6 +462,7 @@ impl<'a> Suite<'a> {
             kv: kv.into(),
             quantized: None,
             scores: vec![vec![]; self.texts.len()],
+            divergences: vec![],
             warnings: self.common_warnings.clone(),
             packed: PathBuf::new(),
             started: Instant::now(),
@@ -505,6 +527,7 @@ impl<'a> Suite<'a> {
                 self.progress.note(&lost_line(&cell.title, &ending));
                 // Half a text's perplexity would pass for a whole one's.
                 cell.scores.iter_mut().for_each(Vec::clear);
+                cell.divergences.clear();
                 cell.fail(&ending);
                 Ok(true)
             }
@@ -591,6 +614,7 @@ impl<'a> Suite<'a> {
     fn measure_points(&mut self, i: usize, open: &[usize]) -> Result<Step> {
         let timeout = self.timeout();
         let subject = self.subject(i);
+        let divergence = self.divergence_job(i);
         let cell = &mut self.cells[i];
         let job = Job::Measure(MeasureJob {
             place: self.place.clone(),
@@ -608,6 +632,7 @@ impl<'a> Suite<'a> {
                 .collect(),
             protocol: self.protocol.id(),
             memory_limit_bytes: self.options.memory_limit_bytes,
+            divergence,
         });
         let windows: u64 = self.texts.iter().map(|t| t.info.windows).sum();
         let (what, steps, unit) = match windows {
@@ -636,6 +661,7 @@ impl<'a> Suite<'a> {
                         None => return Ok(Step::silent()),
                     }
                 }
+                Outcome::Event(Event::Divergence(window)) => cell.divergences.push(window),
                 Outcome::Event(Event::Scored {
                     perplexity_peak_bytes,
                 }) => {
@@ -674,6 +700,13 @@ impl<'a> Suite<'a> {
         if nonfinite > 0 {
             cell.warnings.push(format!(
                 "{nonfinite} of the scored tokens had no finite likelihood; they are left out"
+            ));
+        }
+        let uncompared: u64 = cell.divergences.iter().map(|d| d.nonfinite_tokens).sum();
+        if uncompared > 0 {
+            cell.warnings.push(format!(
+                "{uncompared} of the tokens compared with the reference were not finite in one of \
+                 the two; they are left out"
             ));
         }
         let perplexity = stats::mean_nll(&all).map(f64::exp);
