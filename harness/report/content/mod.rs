@@ -3,10 +3,12 @@
 //!
 //! This file holds what both need: the names of rows, and which of them compare.
 
+mod divergence;
 mod sentences;
 mod sweep;
 mod tables;
 
+pub use divergence::{confidence, divergence, has_divergence, is_noise_floor};
 pub use sentences::{FILES, headline, method_notes, notices, options, warnings};
 pub use sweep::{first_workload, sweep};
 pub use tables::{

@@ -82,10 +82,11 @@ impl Suite<'_> {
         self.cells.iter().position(is_reference)
     }
 
-    /// Cells in the order in which they are measured: the reference first, which the others are
-    /// compared with.
+    /// Cells in the order in which they are measured: the reference first where the others are
+    /// compared with it.
     pub(super) fn measuring_order(&self) -> Vec<usize> {
-        let reference = self.reference_cell();
+        let compared = self.divergence.is_some();
+        let reference = self.reference_cell().filter(|_| compared);
         let others = (0..self.cells.len()).filter(|i| Some(*i) != reference);
         reference.into_iter().chain(others).collect()
     }
