@@ -179,6 +179,16 @@ struct RunArgs {
     /// Bytes the measured parts may take, with K, M or G for powers of 1024 (beyond: `oom`)
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory_limit: Option<usize>,
+    /// Bytes on disk for the reference's log-probabilities while the run lasts, with K, M or G:
+    /// as many whole windows as fit are compared token by token (KL divergence)
+    #[arg(long, default_value = "1G", value_name = "BYTES", value_parser = bytes)]
+    kl_cache: usize,
+    /// Compare perplexities only, not distributions
+    #[arg(long)]
+    no_kl: bool,
+    /// Leave out the reference with rounding-sized noise that shows what lossless means
+    #[arg(long)]
+    no_noise_floor: bool,
     /// Print the closing table only
     #[arg(short, long)]
     quiet: bool,
@@ -304,6 +314,9 @@ fn options(args: &RunArgs) -> Result<Options> {
         command: command_line(),
         choices: args.choices.clone(),
         choices_limit: args.choices_limit,
+        kl: !args.no_kl,
+        kl_cache_bytes: args.kl_cache,
+        noise_floor: !args.no_noise_floor,
     })
 }
 
@@ -373,6 +386,9 @@ fn exit_code(options: &Options, finished: &Finished) -> i32 {
     if finished.interrupted {
         let unmeasured = finished.tables.results.iter();
         let unmeasured = unmeasured.filter(|r| r.perplexity.is_none() && r.status != Status::Ok);
+        // The next run adds these by itself.
+        let floors = &finished.tables.info.noise_floors;
+        let unmeasured = unmeasured.filter(|r| !floors.contains(&r.precision));
         let left: Vec<&str> = unmeasured.map(|r| r.precision.as_str()).collect();
         let left = each_once(&left);
         let what = if left.is_empty() {

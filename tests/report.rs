@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 const HEADERS: [(&str, &str); 5] = [
     (
         "results.csv",
-        "run_id,device,model,source_format,precision,method,format,weight_bits,group_size,activation_dtype,kv_cache,status,perplexity,perplexity_se,protocol,dataset,scored_tokens,delta_nll_nats,delta_nll_ci_low,delta_nll_ci_high,bits_per_byte,kl_mean_nats,kl_p99_nats,top1_agreement,batch,prompt_tokens,generated_tokens,prefill_tok_s,prefill_tok_s_sd,decode_tok_s,decode_tok_s_sd,ttft_s,prefill_kernel,decode_kernel,bits_per_weight,weight_bytes,embedding_bytes,kv_cache_bytes,activation_peak_bytes,workspace_bytes,other_bytes,peak_memory_bytes,peak_memory_method,peak_rss_bytes,quantize_s,load_s,threads,seed,metrics_version,warnings,error,mbu,mfu,pool_reserved_bytes,driver_delta_bytes,nvml_process_bytes,gpu_clock_mhz_median,throttled,joules_per_token",
+        "run_id,device,model,source_format,precision,method,format,weight_bits,group_size,activation_dtype,kv_cache,status,perplexity,perplexity_se,protocol,dataset,scored_tokens,delta_nll_nats,delta_nll_ci_low,delta_nll_ci_high,bits_per_byte,kl_mean_nats,kl_p99_nats,top1_agreement,batch,prompt_tokens,generated_tokens,prefill_tok_s,prefill_tok_s_sd,decode_tok_s,decode_tok_s_sd,ttft_s,prefill_kernel,decode_kernel,bits_per_weight,weight_bytes,embedding_bytes,kv_cache_bytes,activation_peak_bytes,workspace_bytes,other_bytes,peak_memory_bytes,peak_memory_method,peak_rss_bytes,quantize_s,load_s,threads,seed,metrics_version,warnings,error,mbu,mfu,pool_reserved_bytes,driver_delta_bytes,nvml_process_bytes,gpu_clock_mhz_median,throttled,joules_per_token,kl_tokens,kl_median_nats,kl_p90_nats,kl_max_nats,delta_p_mean,delta_p_rms,perplexity_ratio,perplexity_ratio_se,nonfinite_tokens",
     ),
     (
         "quality.csv",
@@ -30,7 +30,7 @@ const HEADERS: [(&str, &str); 5] = [
     ),
     (
         "windows.csv",
-        "run_id,precision,kv_cache,protocol,dataset,window,scored_tokens,nll_sum_nats,weighted_nll_nats,weight",
+        "run_id,precision,kv_cache,protocol,dataset,window,scored_tokens,nll_sum_nats,weighted_nll_nats,weight,kl_tokens,kl_sum_nats",
     ),
     (
         "samples.csv",
@@ -193,7 +193,7 @@ fn a_run_from_before_a_column_still_renders() {
     let file = dir.path().join("results.csv");
     let older: String = text(&file)
         .lines()
-        .map(|line| format!("{}\n", line.rsplitn(9, ',').last().unwrap()))
+        .map(|line| format!("{}\n", line.rsplitn(18, ',').last().unwrap()))
         .collect();
     assert!(older.lines().next().unwrap().ends_with(",warnings,error"));
     std::fs::write(&file, older).unwrap();

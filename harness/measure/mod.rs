@@ -2,10 +2,13 @@
 
 pub mod binomial;
 pub mod choices;
+pub mod divergence;
+pub mod log_probs;
 pub mod meter;
 pub mod nvml;
 pub mod quality;
 pub mod roofline;
+mod softmax;
 pub mod speed;
 pub mod stats;
 pub mod telemetry;

@@ -21,6 +21,7 @@ pub mod int8_w8a8;
 mod linalg;
 pub mod rtn;
 mod stats;
+pub mod ulp_noise;
 
 pub use stats::{LayerStats, StatsBuilder};
 
@@ -40,6 +41,7 @@ pub static METHODS: &[Family] = &[
     rtn::FAMILY,
     awq::FAMILY,
     gptq::FAMILY,
+    ulp_noise::FAMILY,
 ];
 
 /// What an id turns out to be: a method, or an [`Error::Usage`] about its parameters.
@@ -110,6 +112,15 @@ pub fn parse(id: &str) -> Parsed {
             known.join(" ")
         ),
     ))
+}
+
+/// The noise floor of a precision, if one is known: its method says so
+/// ([`QuantMethod::noise_floor_of`]).
+pub fn noise_floor(id: &str) -> Option<Box<dyn QuantMethod>> {
+    let ids = families().flat_map(|family| family.ids);
+    let methods = ids.filter_map(|listed| parse(listed.id).ok());
+    let mut floors = methods.filter(|method| method.noise_floor_of().as_deref() == Some(id));
+    floors.next()
 }
 
 /// Insertions, deletions and replacements that turn `a` into `b`.
@@ -305,6 +316,12 @@ pub trait QuantMethod: Send + Sync {
 
     fn calibration(&self) -> Calibration {
         Calibration::None
+    }
+
+    /// The precision that this one is with rounding-sized noise, if it is no precision to choose
+    /// but shows what cannot be told from that one.
+    fn noise_floor_of(&self) -> Option<String> {
+        None
     }
 
     /// Plain-word warnings that follow from what was counted.

@@ -90,6 +90,23 @@ pub fn count(value: u64) -> String {
     text
 }
 
+/// A divergence in nats, two significant digits; powers of ten below 0.0001.
+pub fn nats(value: f64) -> String {
+    if value != 0.0 && value.abs() < 1e-4 {
+        return format!("{value:.1e}").replace('-', "−");
+    }
+    number(value, decimals_of_two_digits(value))
+}
+
+fn decimals_of_two_digits(value: f64) -> usize {
+    let exponent = value.abs().log10().floor();
+    if exponent.is_finite() {
+        (1.0 - exponent).clamp(0.0, 6.0) as usize
+    } else {
+        2
+    }
+}
+
 /// Seconds, three significant digits.
 pub fn seconds(value: f64) -> String {
     number(value, three_digits(value))

@@ -41,6 +41,14 @@ pub fn page(tables: &Tables, figures: &[Figure]) -> String {
         &table(&content::domains(summary)),
     );
     page += &section(
+        "Distance from the reference, token by token",
+        &table(&content::divergence(summary)),
+    );
+    page += &section(
+        "Mean KL by the reference's confidence",
+        &table(&content::confidence(summary)),
+    );
+    page += &section(
         "Differences between precisions",
         &table(&content::pairs(tables)),
     );

@@ -108,6 +108,22 @@ pub struct ResultRow {
     pub throttled: Option<bool>,
     /// GPU: energy of the decode phase over its tokens.
     pub joules_per_token: Option<f64>,
+    /// Tokens whose whole distribution was compared with the reference's; all `kl_` columns,
+    /// `top1_agreement` and `delta_p_` columns are of these.
+    pub kl_tokens: Option<u64>,
+    pub kl_median_nats: Option<f64>,
+    pub kl_p90_nats: Option<f64>,
+    pub kl_max_nats: Option<f64>,
+    /// Probability of the token that the text goes on with, minus the reference's.
+    pub delta_p_mean: Option<f64>,
+    pub delta_p_rms: Option<f64>,
+    /// Perplexity over the reference's, on all scored windows.
+    pub perplexity_ratio: Option<f64>,
+    /// Paired, over windows, by the delta method.
+    pub perplexity_ratio_se: Option<f64>,
+    /// Scored tokens without a finite likelihood, and compared tokens where one of the two sides
+    /// was not finite, whichever are more: they are left out of every average.
+    pub nonfinite_tokens: Option<u64>,
 }
 
 /// One row of `quality.csv`; `dataset` is a set's name or `overall`.
@@ -161,6 +177,9 @@ pub struct WindowRow {
     pub weighted_nll_nats: Option<f64>,
     /// What it adds to the denominator.
     pub weight: Option<f64>,
+    /// Tokens compared with the reference, and their KL divergences added up.
+    pub kl_tokens: Option<u64>,
+    pub kl_sum_nats: Option<f64>,
 }
 
 /// One row of `samples.csv`: one timed repetition of `prefill` or `decode`.
@@ -397,6 +416,41 @@ pub struct WorkloadDetail {
     pub other_parts_bytes: BTreeMap<String, u64>,
 }
 
+/// How far a precision's predictions are from the reference's, token by token; divergences are
+/// KL(reference ‖ precision). What is absent had no token.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Divergence {
+    /// Tokens compared.
+    pub tokens: u64,
+    /// Tokens that were not finite on one side and enter nothing else.
+    pub nonfinite_tokens: u64,
+    /// What the stored form of the reference can show as divergence at most.
+    pub resolution_nats: f64,
+    pub kl_mean_nats: Option<f64>,
+    pub kl_median_nats: Option<f64>,
+    pub kl_p90_nats: Option<f64>,
+    pub kl_p99_nats: Option<f64>,
+    pub kl_max_nats: Option<f64>,
+    /// Share of tokens for which both hold the same one for the most probable.
+    pub top1_agreement: Option<f64>,
+    /// Probability of the actual token, minus the reference's.
+    pub delta_p_mean: Option<f64>,
+    pub delta_p_rms: Option<f64>,
+    /// By the largest probability of the reference.
+    pub buckets: Vec<ConfidenceBucket>,
+}
+
+/// Tokens at which the reference's largest probability is in `from..to` (the last: up to 1).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConfidenceBucket {
+    pub from: f64,
+    pub to: f64,
+    pub tokens: u64,
+    pub kl_mean_nats: Option<f64>,
+    pub top1_agreement: Option<f64>,
+}
+
 /// What does not fit one flat row, per precision and KV cache.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CellDetail {
@@ -421,6 +475,9 @@ pub struct CellDetail {
     pub gpu: Option<GpuTelemetry>,
     pub started_at: String,
     pub duration_s: f64,
+    /// Absent for the reference, and where nothing was compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divergence: Option<Divergence>,
 }
 
 /// Everything about a run that is not a table: `run.json`.
@@ -457,4 +514,7 @@ pub struct RunInfo {
     pub protocols: Vec<ProtocolInfo>,
     #[serde(default)]
     pub tokenizer: TokenizerInfo,
+    /// Precisions that are not to be chosen but show what cannot be told from the reference.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub noise_floors: Vec<String>,
 }

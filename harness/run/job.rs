@@ -1,6 +1,8 @@
 //! What a parent asks of a child and what the child answers: one line of JSON each.
 
 use crate::measure::choices::Item;
+use crate::measure::divergence::WindowDivergence;
+use crate::measure::log_probs::Address;
 use crate::measure::meter::DeviceMemory;
 use crate::measure::quality::{ScoredText, TokenStream, WindowScore};
 use crate::measure::roofline::Cost;
@@ -83,6 +85,18 @@ pub struct MeasureJob {
     pub memory_limit_bytes: Option<usize>,
     /// Multiple-choice items of all sets, scored after the texts.
     pub choices: Vec<Item>,
+    /// Absent where nothing is compared token by token.
+    pub divergence: Option<DivergenceJob>,
+}
+
+/// The file by which distributions are compared.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DivergenceJob {
+    pub path: PathBuf,
+    pub address: Address,
+    /// Whether this child's model is the reference, which writes the file; others read it and
+    /// answer with [`Event::Divergence`]s.
+    pub records: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -119,6 +133,8 @@ pub enum Event {
         text: usize,
         score: WindowScore,
     },
+    /// One window was compared with the reference.
+    Divergence(WindowDivergence),
     Scored {
         perplexity_peak_bytes: usize,
     },

@@ -9,8 +9,9 @@ use crate::device::{DeviceChoice, Gpu};
 use crate::formats::native;
 use crate::hash::sha256_of_file;
 use crate::measure::choices::{Item, log_likelihoods};
+use crate::measure::divergence::Pass;
 use crate::measure::meter::Meter;
-use crate::measure::quality::{CachedDecoder, Plan};
+use crate::measure::quality::{CachedDecoder, Observer, Plan};
 use crate::measure::roofline::{self, Cost};
 use crate::measure::speed::{Phase, Workload, run_once};
 use crate::memory::{Bracket, Usage, peak_rss_bytes, reset_peak_rss};
@@ -207,12 +208,23 @@ fn run_measure(job: MeasureJob) -> Result<()> {
         cache: decoder.cache(1, plan.longest(), kv)?,
         decoder: &decoder,
     };
-    plan.score(&mut model, &mut [], &mut |text, score| {
+    let mut compared = |window| send(&Event::Divergence(window));
+    let mut pass = match job.divergence {
+        None => None,
+        Some(d) if d.records => Some(Pass::record(&d.path, d.address)?),
+        Some(d) => Some(Pass::compare(&d.path, d.address, &mut compared)?),
+    };
+    let mut observers: Vec<&mut dyn Observer> = vec![];
+    observers.extend(pass.as_mut().map(|pass| pass as &mut dyn Observer));
+    plan.score(&mut model, &mut observers, &mut |text, score| {
         send(&Event::Window {
             text,
             score: *score,
         })
     })?;
+    if let Some(pass) = pass {
+        pass.finish()?;
+    }
     drop(model);
     send(&Event::Scored {
         perplexity_peak_bytes: meter.peak()?.total_bytes,

@@ -89,12 +89,13 @@ pub fn quantbench() -> Command {
     Command::new(env!("CARGO_BIN_EXE_quantbench"))
 }
 
-/// A run that takes a second or two: few windows, short prompts.
+/// A run that takes a second or two: few windows, short prompts, no noise floor.
 pub fn quick_run(out: &Path) -> Command {
     let mut command = quantbench();
     command
         .args(["run", "--limit", "6", "--calibration-limit", "4"])
         .args(["--prompt-tokens", "16", "--gen-tokens", "4", "--reps", "2"])
+        .arg("--no-noise-floor")
         .arg("--out")
         .arg(out);
     command

@@ -4,11 +4,13 @@
 //! This file holds what both need: the names of rows, and which of them compare.
 
 mod choices;
+mod divergence;
 mod sentences;
 mod sweep;
 mod tables;
 
 pub use choices::choices;
+pub use divergence::{confidence, divergence, has_divergence, is_noise_floor};
 pub use sentences::{FILES, headline, method_notes, notices, options, warnings};
 pub use sweep::{first_workload, sweep};
 pub use tables::{

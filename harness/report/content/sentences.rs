@@ -10,7 +10,11 @@ const HEADLINE_MOST_DELTA: f64 = 0.05;
 
 /// What the run says, in a sentence or two, from the rows alone.
 pub fn headline(tables: &Tables) -> String {
-    let fine = || tables.results.iter().filter(|r| r.status == Status::Ok);
+    let chosen = |r: &&ResultRow| !is_noise_floor(tables, &r.precision);
+    let fine = || {
+        let rows = tables.results.iter().filter(chosen);
+        rows.filter(|r| r.status == Status::Ok)
+    };
     if tables.results.is_empty() {
         return "This run holds no rows yet.".into();
     }
@@ -67,7 +71,9 @@ pub fn headline(tables: &Tables) -> String {
 /// The headline of a run that measured memory and speed only: its smallest row.
 fn without_quality(tables: &Tables) -> String {
     let others = tables.results.iter().filter(|row| {
-        row.status == Status::Ok && !is_reference(tables, &row.precision, &row.kv_cache)
+        row.status == Status::Ok
+            && !is_reference(tables, &row.precision, &row.kv_cache)
+            && !is_noise_floor(tables, &row.precision)
     });
     let smaller = others.filter(|row| {
         reference_of(tables, row).is_some_and(|reference| {
@@ -228,6 +234,7 @@ pub fn method_notes(tables: &Tables) -> Vec<(&'static str, String)> {
     };
     note("Perplexity", perplexity_note(tables));
     note("Intervals", intervals_note(tables));
+    note("KL divergence", super::divergence::note(tables));
     note(
         "Weights",
         "Bits per weight count all stored bytes of the quantized matrices (codes, \

@@ -198,6 +198,11 @@ pub fn results(tables: &Tables) -> Table {
         column("Quantize", "s", "quant s", Kind::Number),
         column("Status", "", "status", Kind::Prose),
     ]);
+    let compared = super::has_divergence(tables);
+    if compared {
+        let head = format!("KL from {against}");
+        columns.insert(3, column(&head, "nats", "KL nats", Kind::Number));
+    }
     let rows = tables
         .results
         .iter()
@@ -222,6 +227,7 @@ pub fn results(tables: &Tables) -> Table {
             } else {
                 Cell::new(ABSENT, "")
             };
+            let kl = compared.then(|| super::divergence::kl_cell(tables, row));
             let mut cells = vec![
                 Cell::new(label(tables, row), ""),
                 match row.perplexity {
@@ -230,10 +236,13 @@ pub fn results(tables: &Tables) -> Table {
                     None => Cell::new(ABSENT, ""),
                 },
                 change,
+            ];
+            cells.extend(kl);
+            cells.extend([
                 Cell::optional(row.bits_per_weight.map(|b| format::number(b, 2))),
                 Cell::optional(row.peak_memory_bytes.map(|b| unit.number(b))),
                 rate(row.prefill_tok_s, row.prefill_tok_s_sd, prefill),
-            ];
+            ]);
             cells.extend(share_cell(row, |r| r.mfu));
             cells.push(rate(row.decode_tok_s, row.decode_tok_s_sd, decode));
             cells.extend(share_cell(row, |r| r.mbu));
@@ -309,6 +318,10 @@ pub fn pairs(tables: &Tables) -> Table {
         .pairs
         .iter()
         .filter(|row| row.dataset == OVERALL && protocol.is_none_or(|p| row.protocol == p))
+        .filter(|row| {
+            let mut ends = [&row.precision_a, &row.precision_b].into_iter();
+            !ends.any(|id| super::is_noise_floor(tables, id))
+        })
         .collect();
     let decimals = percent_decimals(
         rows.iter()

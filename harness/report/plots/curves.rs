@@ -39,6 +39,7 @@ impl Sweep {
         let held = tables.results.iter().find_map(self.held);
         let rows = tables.results.iter();
         rows.filter(move |row| (self.held)(row) == held)
+            .filter(|row| !content::is_noise_floor(tables, &row.precision))
     }
 
     /// The value that everything else is held at.

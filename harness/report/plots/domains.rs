@@ -43,6 +43,7 @@ fn change(tables: &Tables, row: &QualityRow) -> Option<Change> {
 
 fn changes(tables: &Tables) -> Vec<Change> {
     content::quality(tables)
+        .filter(|row| !content::is_noise_floor(tables, &row.precision))
         .filter_map(|row| change(tables, row))
         .collect()
 }
@@ -156,6 +157,7 @@ fn caption(tables: &Tables) -> String {
         .results
         .iter()
         .filter(|row| row.precision != tables.info.reference)
+        .filter(|row| !content::is_noise_floor(tables, &row.precision))
         .map(|row| (content::label(tables, row), row.status))
         .filter(|(label, _)| !changes.iter().any(|c| c.label == *label))
         .map(|(label, status)| match status {

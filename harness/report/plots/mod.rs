@@ -9,6 +9,7 @@ pub mod curves;
 pub mod decode_vs_batch;
 pub mod decode_vs_context;
 pub mod domains;
+pub mod kl_vs_memory;
 pub mod labels;
 pub mod memory_breakdown;
 pub mod pareto;
@@ -44,6 +45,7 @@ pub struct Plot {
 /// Every plot, in the order of the report.
 pub static PLOTS: &[Plot] = &[
     quality_vs_memory::PLOT,
+    kl_vs_memory::PLOT,
     speed_vs_memory::PLOT,
     domains::PLOT,
     memory_breakdown::PLOT,
@@ -133,7 +135,8 @@ fn split<T>(
 ) -> (Vec<(&ResultRow, T)>, Vec<String>) {
     let mut shown = Vec::new();
     let mut left_out = Vec::new();
-    for row in &tables.results {
+    let chosen = |row: &&ResultRow| !content::is_noise_floor(tables, &row.precision);
+    for row in tables.results.iter().filter(chosen) {
         let value = match row.status {
             Status::Ok => needed(row).ok_or("no value"),
             status => Err(status.word()),

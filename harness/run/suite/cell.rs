@@ -4,6 +4,7 @@ use super::super::child::Ending;
 use super::super::host;
 use super::super::job::{Event, MemoryResult, QuantizeResult};
 use super::telemetry::Watched;
+use crate::measure::divergence::WindowDivergence;
 use crate::measure::quality::WindowScore;
 use crate::measure::roofline::Cost;
 use crate::measure::speed::{Sample, Workload};
@@ -32,6 +33,8 @@ pub(super) struct Cell {
     pub(super) scores: Vec<Vec<WindowScore>>,
     /// Log-likelihoods per multiple-choice item of all sets.
     pub(super) choices: Vec<Vec<Option<f64>>>,
+    /// Windows that were compared with the reference, in order of text and window.
+    pub(super) divergences: Vec<WindowDivergence>,
     pub(super) warnings: Vec<String>,
     pub(super) measured: bool,
     /// What its model asks of a machine, once its measuring child has told.

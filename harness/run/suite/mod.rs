@@ -2,6 +2,7 @@
 
 mod cell;
 mod choices;
+mod divergence;
 mod roofline;
 mod rows;
 mod scoring;
@@ -19,7 +20,9 @@ use self::telemetry::Watched;
 use self::texts::{Texts, windows_of};
 use super::child::{Child, Ending, Outcome};
 use super::host;
-use super::job::{Event, Job, MeasureJob, Place, QuantizeJob, QuantizeResult, Subject};
+use super::job::{
+    DivergenceJob, Event, Job, MeasureJob, Place, QuantizeJob, QuantizeResult, Subject,
+};
 use super::progress::Progress;
 use crate::data::protocol::Protocol;
 use crate::device::DeviceChoice;
@@ -92,6 +95,12 @@ pub struct Options {
     pub choices: Vec<String>,
     /// Multiple-choice items in all, spread over the sets.
     pub choices_limit: Option<usize>,
+    /// Whether distributions are compared with the reference's, token by token.
+    pub kl: bool,
+    /// For the reference's log-probabilities on disk; as many windows as fit are compared.
+    pub kl_cache_bytes: usize,
+    /// Whether the reference's noise floor is measured too.
+    pub noise_floor: bool,
 }
 
 /// How a run ended.
@@ -132,6 +141,8 @@ struct Suite<'a> {
     telemetry: Option<Telemetry>,
     /// Warnings of the model's source and of the texts, for every row.
     common_warnings: Vec<String>,
+    /// What is compared with the reference token by token, if anything is.
+    divergence: Option<DivergenceJob>,
 }
 
 /// Runs everything. [`Error`]s are wrong arguments or unusable inputs; failures of single cells
@@ -152,10 +163,11 @@ pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> R
         .prefix(".packed-")
         .tempdir_in(&options.out)
         .map_err(|e| Error::io(&options.out, e, "choose another folder with --out"))?;
+    suite.plan_divergence(work.path());
     // From here on the folder describes this run, whatever becomes of it.
     suite.write(false)?;
     let mut going = true;
-    for i in 0..suite.cells.len() {
+    for i in suite.measuring_order() {
         suite.cells[i].packed = work
             .path()
             .join(format!("{}.safetensors", suite.first_of(i)));
@@ -227,6 +239,12 @@ fn methods(options: &Options) -> Result<Vec<(Box<dyn QuantMethod>, bool)>> {
         let method = quant::parse(reference)?;
         if methods.iter().all(|(m, _)| m.id() != method.id()) {
             methods.insert(0, (method, false));
+        }
+        // With nothing but the reference there is nothing to see it beside.
+        if options.kl && options.noise_floor && (methods.len() > 1 || options.kv.len() > 1) {
+            let floor = quant::parse(reference).and_then(|m| Ok(quant::noise_floor(&m.id())))?;
+            let floor = floor.filter(|f| methods.iter().all(|(m, _)| m.id() != f.id()));
+            methods.extend(floor.map(|method| (method, false)));
         }
     }
     Ok(methods)
@@ -370,6 +388,8 @@ impl<'a> Suite<'a> {
         let mut info = base_info(options);
         info.reference = reference.clone().unwrap_or_default();
         info.precisions = methods.iter().map(|(m, _)| m.id()).collect();
+        let floors = methods.iter().filter(|(m, _)| m.noise_floor_of().is_some());
+        info.noise_floors = floors.map(|(m, _)| m.id()).collect();
         info.model = model_info(source, options, tokenizer_sha256)?;
         info.texts = texts.clone();
         info.texts
@@ -398,6 +418,7 @@ impl<'a> Suite<'a> {
             cells: vec![],
             telemetry: None,
             common_warnings,
+            divergence: None,
         };
         for (method, timed) in &methods {
             // Of a reference that is there for quality, one row is enough.
@@ -464,6 +485,7 @@ impl<'a> Suite<'a> {
             quantized: None,
             scores: vec![vec![]; self.scoring.texts.len()],
             choices: vec![],
+            divergences: vec![],
             warnings: self.common_warnings.clone(),
             packed: PathBuf::new(),
             started: Instant::now(),
@@ -529,6 +551,7 @@ impl<'a> Suite<'a> {
                 // Half a text's perplexity would pass for a whole one's.
                 cell.scores.iter_mut().for_each(Vec::clear);
                 cell.choices.clear();
+                cell.divergences.clear();
                 cell.fail(&ending);
                 Ok(true)
             }
@@ -615,6 +638,7 @@ impl<'a> Suite<'a> {
     fn measure_points(&mut self, i: usize, open: &[usize]) -> Result<Step> {
         let timeout = self.timeout();
         let subject = self.subject(i);
+        let divergence = self.divergence_job(i);
         let cell = &mut self.cells[i];
         let job = Job::Measure(MeasureJob {
             place: self.place.clone(),
@@ -625,6 +649,7 @@ impl<'a> Suite<'a> {
             texts: self.scoring.texts.clone(),
             memory_limit_bytes: self.options.memory_limit_bytes,
             choices: choices::items(&self.choices),
+            divergence,
         });
         let items: usize = self.choices.iter().map(|set| set.items.len()).sum();
         let windows = self.scoring.windows();
@@ -654,6 +679,7 @@ impl<'a> Suite<'a> {
                         None => return Ok(Step::silent()),
                     }
                 }
+                Outcome::Event(Event::Divergence(window)) => cell.divergences.push(window),
                 Outcome::Event(Event::Scored {
                     perplexity_peak_bytes,
                 }) => {
@@ -692,6 +718,13 @@ impl<'a> Suite<'a> {
         if windows == 0 {
             stage.finish(&peak);
             return Ok(Step::Done);
+        }
+        let uncompared: u64 = cell.divergences.iter().map(|d| d.nonfinite_tokens).sum();
+        if uncompared > 0 {
+            cell.warnings.push(format!(
+                "{uncompared} of the tokens compared with the reference were not finite in one of \
+                 the two; they are left out"
+            ));
         }
         stage.finish(&format!("{}, {peak}", self.scored_line(i)));
         self.note_choices(i);

@@ -1,8 +1,9 @@
 //! All rows of a run as they stand.
 
 use super::cell::{Cell, Point};
-use super::{OVERALL, Suite};
+use super::{OVERALL, Suite, divergence};
 use crate::data::protocol::Protocol;
+use crate::measure::divergence::{WindowDivergence, perplexity_ratio};
 use crate::measure::quality::WindowScore;
 use crate::measure::stats;
 use crate::report::Tables;
@@ -53,6 +54,14 @@ impl Suite<'_> {
                     row.delta_nll_ci_low = overall.delta_nll_ci_low;
                     row.delta_nll_ci_high = overall.delta_nll_ci_high;
                     row.bits_per_byte = overall.bits_per_byte;
+                }
+                divergence::record(cell, &mut quality_columns, detail);
+                let compared = reference.filter(|r| (&r.id, &r.kv) != (&cell.id, &cell.kv));
+                if let Some(reference) = compared {
+                    let (of, with) = (reference.scores.concat(), cell.scores.concat());
+                    let ratio = perplexity_ratio(&of, &with);
+                    quality_columns.perplexity_ratio = ratio.map(|r| r.0);
+                    quality_columns.perplexity_ratio_se = ratio.and_then(|r| r.1);
                 }
                 tables.quality.extend(quality);
                 tables.windows.extend(self.window_rows(cell));
@@ -154,8 +163,15 @@ impl Suite<'_> {
 
     fn window_rows(&self, cell: &Cell) -> Vec<WindowRow> {
         let mut rows = vec![];
+        let compared = |text: usize, window: usize| {
+            let mut divergences = cell.divergences.iter();
+            divergences.find(|d| (d.text, d.window) == (text, window))
+        };
+        let mut number = 0;
         for (protocol, texts) in self.by_protocol(cell) {
             for (text, scores) in self.texts.iter().zip(texts) {
+                let t = number;
+                number += 1;
                 rows.extend(scores.iter().enumerate().map(|(w, score)| WindowRow {
                     run_id: self.info.run_id.clone(),
                     precision: cell.id.clone(),
@@ -167,6 +183,8 @@ impl Suite<'_> {
                     nll_sum_nats: score.nll_sum_nats,
                     weighted_nll_nats: Some(score.weighted_nll_nats),
                     weight: Some(score.weight),
+                    kl_tokens: compared(t, w).map(WindowDivergence::tokens),
+                    kl_sum_nats: compared(t, w).map(|d| d.kl_sum_nats),
                 }));
             }
         }
@@ -218,8 +236,10 @@ impl Suite<'_> {
 /// The row of a point, with the quality of its cell.
 fn result_row(cell: &Cell, point: &Point, quality: &ResultRow) -> ResultRow {
     let mut warnings = [&cell.warnings[..], &point.warnings].concat();
-    if !cell.timed {
-        warnings.push("measured as the reference only; its speed was not asked for".into());
+    match cell.method.noise_floor_of() {
+        _ if cell.timed => {}
+        Some(of) => warnings.push(format!("the noise floor of {of}: not timed")),
+        None => warnings.push("measured as the reference only; its speed was not asked for".into()),
     }
     // The separator of the column must not stand inside a warning.
     let warnings: Vec<String> = warnings.iter().map(|w| w.replace("; ", ", ")).collect();
@@ -233,6 +253,18 @@ fn result_row(cell: &Cell, point: &Point, quality: &ResultRow) -> ResultRow {
         delta_nll_ci_low: quality.delta_nll_ci_low,
         delta_nll_ci_high: quality.delta_nll_ci_high,
         bits_per_byte: quality.bits_per_byte,
+        kl_mean_nats: quality.kl_mean_nats,
+        kl_p99_nats: quality.kl_p99_nats,
+        top1_agreement: quality.top1_agreement,
+        kl_tokens: quality.kl_tokens,
+        kl_median_nats: quality.kl_median_nats,
+        kl_p90_nats: quality.kl_p90_nats,
+        kl_max_nats: quality.kl_max_nats,
+        delta_p_mean: quality.delta_p_mean,
+        delta_p_rms: quality.delta_p_rms,
+        perplexity_ratio: quality.perplexity_ratio,
+        perplexity_ratio_se: quality.perplexity_ratio_se,
+        nonfinite_tokens: quality.nonfinite_tokens,
         warnings: warnings.join("; "),
         ..point.row.clone()
     }

@@ -1,0 +1,361 @@
+//! Distributions against the reference's: the real binary, the embedded model against itself, and
+//! memory with a large vocabulary.
+
+mod common;
+
+use common::{packed, quantbench, quick_run, stderr, stdout};
+use quantbench::data::protocol::{Length, Protocol, SpecialTokens};
+use quantbench::measure::divergence::{Pass, WindowDivergence, summary};
+use quantbench::measure::log_probs::{Address, AddressedText};
+use quantbench::measure::quality::{
+    CachedDecoder, LanguageModel, Plan, ScoredText, TokenStream, WindowScore,
+};
+use quantbench::memory::{Bracket, CountingAllocator};
+use quantbench::model::kv_cache::KvPrecision;
+use quantbench::model::tokenizer::Tokenizer;
+use quantbench::report::Tables;
+use quantbench::report::record::{ResultRow, Status};
+use quantbench::{Result, data};
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// Counters are process-wide: tests that read them, or allocate much, take turns.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+fn address(vocab_size: usize, windows: usize, scored_tokens: u64) -> Address {
+    Address {
+        weights_sha256: "weights".into(),
+        tokenizer_sha256: "tokenizer".into(),
+        precision: "reference".into(),
+        kv_cache: "fp16".into(),
+        protocol: "gptq-v1".into(),
+        device: "cpu".into(),
+        program: "test".into(),
+        vocab_size,
+        texts: vec![AddressedText {
+            ids_sha256: "ids".into(),
+            windows,
+            scored_tokens,
+        }],
+    }
+}
+
+/// Scores a text before the eyes of a pass, which is then ended.
+fn observe(
+    model: &mut dyn LanguageModel,
+    text: &TokenStream,
+    window: usize,
+    mut pass: Pass,
+) -> Vec<WindowScore> {
+    let protocol = Protocol::parse("gptq-v1", window).unwrap();
+    let length = Length::of(text.ids.len());
+    let scored = [ScoredText {
+        protocol: protocol.id(),
+        windows: protocol.windows(&[length], &SpecialTokens::default()),
+    }];
+    let streams = std::slice::from_ref(text);
+    let plan = Plan::new(streams, &scored).unwrap();
+    let mut scores = plan
+        .score(model, &mut [&mut pass], &mut |_, _| Ok(()))
+        .unwrap();
+    pass.finish().unwrap();
+    scores.remove(0)
+}
+
+/// Records one model, then compares another with it.
+fn contrast(
+    path: &Path,
+    address: &Address,
+    text: &TokenStream,
+    window: usize,
+    reference: &mut dyn LanguageModel,
+    candidate: &mut dyn LanguageModel,
+) -> Vec<WindowDivergence> {
+    let pass = Pass::record(path, address.clone()).unwrap();
+    observe(reference, text, window, pass);
+    let mut windows = vec![];
+    let mut sink = |w| {
+        windows.push(w);
+        Ok(())
+    };
+    let pass = Pass::compare(path, address.clone(), &mut sink).unwrap();
+    observe(candidate, text, window, pass);
+    windows
+}
+
+/// The embedded model at a precision, over the first windows of an evaluation text.
+#[test]
+fn the_embedded_model_against_itself_is_below_the_resolution() {
+    let _alone = alone();
+    let tokenizer = Tokenizer::load(None, None).unwrap();
+    let set = &data::select(&["prose".into()], data::Kind::Evaluation).unwrap()[0];
+    let (window, windows) = (256, 4);
+    let ids = tokenizer.encode(&set.text).unwrap().ids[..window * windows].to_vec();
+    let text = TokenStream {
+        bytes: vec![1; ids.len()],
+        ids,
+    };
+    let loaded = packed(None, "fp16", window);
+    let kv = KvPrecision::parse("fp16").unwrap();
+    let vocab = loaded.decoder.config.vocab_size;
+    let model = || CachedDecoder {
+        cache: loaded.decoder.cache(1, window, kv).unwrap(),
+        decoder: &loaded.decoder,
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("reference.logprobs");
+    let address = address(vocab, windows, (windows * (window - 1)) as u64);
+    let windows = contrast(&path, &address, &text, window, &mut model(), &mut model());
+    let sum = summary(&windows).unwrap();
+    println!(
+        "resolution {:e}, mean {:e}, max {:e}",
+        sum.resolution_nats,
+        sum.kl_mean_nats.unwrap(),
+        sum.kl_max_nats.unwrap()
+    );
+    assert_eq!(sum.tokens, 4 * 255);
+    assert!(sum.resolution_nats < 1e-7);
+    assert!(sum.kl_max_nats.unwrap() <= sum.resolution_nats);
+    assert!(sum.kl_mean_nats.unwrap() > 0.0, "the file stores no F32");
+    assert_eq!(sum.top1_agreement, Some(1.0));
+}
+
+/// Pseudo-random logits over a vocabulary, a few rows at a time, as a real model gives them.
+struct Mock {
+    vocab: usize,
+    seed: u32,
+    rows: Vec<f32>,
+}
+
+impl LanguageModel for Mock {
+    fn vocab_size(&self) -> usize {
+        self.vocab
+    }
+
+    fn logits(
+        &mut self,
+        ids: &[u32],
+        sink: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        for (c, chunk) in ids.chunks(32).enumerate() {
+            self.rows.resize(chunk.len() * self.vocab, 0.0);
+            for (i, x) in self.rows.iter_mut().enumerate() {
+                let mixed = (i as u32 ^ (chunk[0] << 20))
+                    .wrapping_add(self.seed)
+                    .wrapping_mul(2_654_435_761);
+                *x = (mixed >> 8) as f32 / (1 << 20) as f32;
+            }
+            sink(c * 32, &self.rows)?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_stays_bounded_for_a_vocabulary_of_152_thousand() {
+    let _alone = alone();
+    let (vocab, window, windows) = (151_936, 128, 3);
+    let ids: Vec<u32> = (0..(window * windows) as u32).collect();
+    let text = TokenStream {
+        bytes: vec![1; ids.len()],
+        ids,
+    };
+    let mock = |seed| Mock {
+        vocab,
+        seed,
+        rows: vec![],
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("reference.logprobs");
+    let tokens = windows * (window - 1);
+    let address = address(vocab, windows, tokens as u64);
+    let (mut reference, mut candidate) = (mock(1), mock(2));
+    let bracket = Bracket::open();
+    let found = contrast(
+        &path,
+        &address,
+        &text,
+        window,
+        &mut reference,
+        &mut candidate,
+    );
+    let peak = bracket.peak().total_bytes;
+    assert_eq!(found.iter().map(|w| w.tokens()).sum::<u64>(), tokens as u64);
+    assert!(summary(&found).unwrap().kl_mean_nats.unwrap() > 0.1);
+    let file = fs::metadata(&path).unwrap().len();
+    println!("{tokens} tokens: file {file} bytes, peak {peak} bytes");
+    assert!(file > (2 * vocab * tokens) as u64);
+    assert!(peak < 2 << 30);
+    // Two mocks hold 32 rows of logits each; the comparison itself one block of the file.
+    let mocks = 2 * 32 * vocab * 4;
+    assert!(peak < mocks + (24 << 20), "{peak}");
+}
+
+fn row<'a>(tables: &'a Tables, precision: &str) -> &'a ResultRow {
+    let mut rows = tables.results.iter();
+    rows.find(|r| r.precision == precision).unwrap()
+}
+
+#[test]
+fn a_run_compares_every_precision_and_shows_the_noise_floor() {
+    let out = tempfile::tempdir().unwrap();
+    let mut command = quantbench();
+    // The reference is asked for last, and is measured first all the same.
+    command
+        .args(["run", "--precisions", "fp8,int8,rtn-int4,fp16"])
+        .args(["--limit", "6", "--prompt-tokens", "16"])
+        .args(["--gen-tokens", "4", "--reps", "2", "--out"])
+        .arg(out.path());
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let tables = Tables::read(out.path()).unwrap();
+    let ids: Vec<&str> = tables.results.iter().map(|r| &*r.precision).collect();
+    assert_eq!(ids, ["fp8", "int8", "rtn-int4", "fp16", "fp16+ulp"]);
+    assert_eq!(tables.info.noise_floors, ["fp16+ulp"]);
+    let reference = row(&tables, "fp16");
+    assert_eq!(reference.kl_tokens, None);
+    assert_eq!(reference.perplexity_ratio, None);
+    assert_eq!(reference.nonfinite_tokens, Some(0));
+    let floor = row(&tables, "fp16+ulp");
+    assert_eq!(floor.decode_tok_s, None, "it is measured for quality only");
+    assert!(floor.warnings.contains("noise floor of fp16"));
+    for compared in tables.results.iter().filter(|r| r.precision != "fp16") {
+        let name = &compared.precision;
+        assert_eq!(compared.status, Status::Ok, "{name}: {}", compared.error);
+        assert_eq!(compared.kl_tokens, Some(6 * 511), "{name}");
+        let [median, mean, p90, p99, max] = [
+            compared.kl_median_nats,
+            compared.kl_mean_nats,
+            compared.kl_p90_nats,
+            compared.kl_p99_nats,
+            compared.kl_max_nats,
+        ]
+        .map(Option::unwrap);
+        assert!(0.0 < median && median < p90 && p90 < p99 && p99 < max);
+        assert!(median < mean && mean < p99, "{name}");
+        let same = compared.top1_agreement.unwrap();
+        assert!((0.5..=1.0).contains(&same));
+        let (delta, rms) = (
+            compared.delta_p_mean.unwrap(),
+            compared.delta_p_rms.unwrap(),
+        );
+        assert!(delta.abs() < rms && rms < 1.0);
+        assert_eq!(compared.nonfinite_tokens, Some(0));
+        let ratio = compared.perplexity_ratio.unwrap();
+        let of_perplexities = compared.perplexity.unwrap() / reference.perplexity.unwrap();
+        assert!((ratio / of_perplexities - 1.0).abs() < 1e-9);
+        assert!(compared.perplexity_ratio_se.unwrap() > 0.0);
+        // The windows' sums make the mean; the detail says how fine the comparison is.
+        let windows = tables.windows.iter().filter(|w| w.precision == *name);
+        let sum: f64 = windows.clone().map(|w| w.kl_sum_nats.unwrap()).sum();
+        let tokens: u64 = windows.map(|w| w.kl_tokens.unwrap()).sum();
+        assert!((sum / tokens as f64 / mean - 1.0).abs() < 1e-12);
+        let cells = &tables.info.cells;
+        let cell = cells.iter().find(|c| c.precision == *name).unwrap();
+        let detail = cell.divergence.as_ref().unwrap();
+        assert_eq!(detail.kl_mean_nats, Some(mean));
+        let of_buckets: u64 = detail.buckets.iter().map(|b| b.tokens).sum();
+        assert_eq!(of_buckets, tokens);
+        assert!(detail.resolution_nats < 1e-7);
+        let kl = |r: &ResultRow| r.kl_mean_nats.unwrap();
+        match name.as_str() {
+            "fp16+ulp" => assert!(kl(floor) > detail.resolution_nats),
+            _ => assert!(kl(compared) > 10.0 * kl(floor), "{name}: {mean:e}"),
+        }
+    }
+    let kl = |id| row(&tables, id).kl_mean_nats.unwrap();
+    assert!(kl("int8") < kl("fp8") && kl("fp8") < kl("rtn-int4"));
+    let page = fs::read_to_string(out.path().join("report.md")).unwrap();
+    assert!(page.contains("Distance from the reference, token by token"));
+    assert!(page.contains("it is no precision to choose"));
+    assert!(out.path().join("kl_vs_memory.png").exists());
+    assert!(stdout(&output).contains("KL nats"));
+    // The log-probabilities are gone.
+    let left = fs::read_dir(out.path()).unwrap();
+    for entry in left {
+        let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+        assert!(
+            !name.starts_with('.') && !name.contains("logprobs"),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_budget_limits_what_is_compared_and_options_leave_it_out() {
+    let out = tempfile::tempdir().unwrap();
+    let with = |args: &[&str]| {
+        let output = quick_run(out.path())
+            .args(["--precisions", "int8"])
+            .args(args)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        Tables::read(out.path()).unwrap()
+    };
+    // A window takes 511 rows of 16 + 2 · 4096 bytes, 4.0 MiB.
+    let tables = with(&["--kl-cache", "9M"]);
+    assert_eq!(row(&tables, "int8").kl_tokens, Some(2 * 511));
+    let of: Vec<_> = tables
+        .windows
+        .iter()
+        .filter(|w| w.kl_tokens.is_some())
+        .collect();
+    assert_eq!(of.len(), 2);
+    // The first window of each of the first two texts.
+    assert!(of.iter().all(|w| w.window == 0 && w.precision == "int8"));
+    assert_ne!(of[0].dataset, of[1].dataset);
+
+    let tables = with(&["--kl-cache", "4M"]);
+    let compared = row(&tables, "int8");
+    assert_eq!(compared.kl_tokens, Some(511));
+
+    let tables = with(&["--kl-cache", "3M"]);
+    assert_eq!(row(&tables, "int8").kl_tokens, None);
+    assert!(
+        tables
+            .info
+            .warnings
+            .iter()
+            .any(|w| w.contains("--kl-cache")),
+        "{:?}",
+        tables.info.warnings
+    );
+
+    let tables = with(&["--no-kl"]);
+    let compared = row(&tables, "int8");
+    assert_eq!((compared.kl_tokens, compared.kl_mean_nats), (None, None));
+    assert!(compared.perplexity_ratio.is_some());
+    assert!(tables.info.cells.iter().all(|c| c.divergence.is_none()));
+
+    let tables = with(&["--no-reference"]);
+    assert_eq!(row(&tables, "int8").kl_tokens, None);
+    assert_eq!(row(&tables, "int8").perplexity_ratio, None);
+}
+
+#[test]
+fn divergences_do_not_depend_on_threads() {
+    let columns = |threads: &str| {
+        let out = tempfile::tempdir().unwrap();
+        let output = quick_run(out.path())
+            .args(["--precisions", "fp16,int8", "--threads", threads])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let tables = Tables::read(out.path()).unwrap();
+        let details = tables.info.cells.iter().map(|c| c.divergence.clone());
+        let details: Vec<_> = details.collect();
+        let sums: Vec<_> = tables.windows.iter().map(|w| w.kl_sum_nats).collect();
+        (details, sums)
+    };
+    let one = columns("1");
+    assert!(one.0[1].is_some());
+    assert_eq!(columns("2"), one);
+}
