@@ -1,5 +1,7 @@
 //! What is measured, and how numbers become statistics.
 
+pub mod doubts;
+pub mod medians;
 pub mod meter;
 pub mod nvml;
 pub mod quality;

@@ -1,10 +1,10 @@
-//! The files of a run: five CSV tables and `run.json`, read and written whole.
+//! The files of a run: six CSV tables and `run.json`, read and written whole.
 //!
 //! A file is written beside its destination and then renamed, so a reader never meets half a
 //! table. Column names and their order come from the row structs alone.
 
 use super::record::{
-    METRICS_VERSION, PairRow, QualityRow, ResultRow, RunInfo, SampleRow, WindowRow,
+    METRICS_VERSION, PairRow, QualityRow, ResultRow, RunInfo, SampleRow, SpeedPairRow, WindowRow,
 };
 use crate::{Error, Result};
 use serde::{Serialize, de::DeserializeOwned};
@@ -18,6 +18,7 @@ pub struct Tables {
     pub pairs: Vec<PairRow>,
     pub windows: Vec<WindowRow>,
     pub samples: Vec<SampleRow>,
+    pub speed_pairs: Vec<SpeedPairRow>,
     pub info: RunInfo,
 }
 
@@ -39,11 +40,12 @@ impl Tables {
             pairs: read_csv_if_there(&dir.join("pairs.csv"))?,
             windows: read_csv_if_there(&dir.join("windows.csv"))?,
             samples: read_csv_if_there(&dir.join("samples.csv"))?,
+            speed_pairs: read_csv_if_there(&dir.join("speed_pairs.csv"))?,
             info: read_info(&dir.join("run.json"))?,
         })
     }
 
-    /// Writes all six files into `dir`, which is made if need be.
+    /// Writes all seven files into `dir`, which is made if need be.
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir)
             .map_err(|e| Error::io(dir, e, "choose a folder that can be written"))?;
@@ -52,6 +54,7 @@ impl Tables {
         write_csv(&dir.join("pairs.csv"), &self.pairs)?;
         write_csv(&dir.join("windows.csv"), &self.windows)?;
         write_csv(&dir.join("samples.csv"), &self.samples)?;
+        write_csv(&dir.join("speed_pairs.csv"), &self.speed_pairs)?;
         write_info(&dir.join("run.json"), &self.info)
     }
 }

@@ -45,6 +45,10 @@ pub fn page(tables: &Tables, figures: &[Figure]) -> String {
         &table(&content::pairs(tables)),
     );
     page += &section(
+        "Speed of one precision against another",
+        &table(&content::speed_pairs(summary)),
+    );
+    page += &section(
         "Memory by part, in numbers",
         &table(&content::memory(summary)),
     );

@@ -3,14 +3,16 @@
 //!
 //! This file holds what both need: the names of rows, and which of them compare.
 
+mod pairs;
 mod sentences;
 mod sweep;
 mod tables;
 
+pub use pairs::{pair_sentences, pairs, speed_pairs};
 pub use sentences::{FILES, headline, method_notes, notices, options, warnings};
 pub use sweep::{first_workload, sweep};
 pub use tables::{
-    Cell, Column, Kind, PARTS, Part, Row, Table, domains, memory, methods, pairs, results, texts,
+    Cell, Column, Kind, PARTS, Part, Row, Table, domains, memory, methods, results, texts,
 };
 
 use super::csv::Tables;

@@ -1,8 +1,10 @@
 //! A run: every precision of one model, each finished cell on disk at once.
 
 mod cell;
+mod differences;
 mod roofline;
 mod rows;
+mod speed_pairs;
 mod sweep;
 mod telemetry;
 mod texts;
@@ -11,14 +13,17 @@ mod timing;
 pub use texts::CALIBRATION_WINDOW;
 
 use self::cell::{Cell, Point, State, Step};
+use self::differences::Differences;
 use self::telemetry::Watched;
 use self::texts::{Text, Texts, windows_of};
+use super::altered;
 use super::child::{Child, Ending, Outcome};
 use super::host;
 use super::job::{Event, Job, JobText, MeasureJob, Place, QuantizeJob, QuantizeResult, Subject};
 use super::progress::Progress;
 use crate::data::protocol::Protocol;
 use crate::device::DeviceChoice;
+use crate::measure::doubts;
 use crate::measure::quality::WindowScore;
 use crate::measure::speed::Workload;
 use crate::measure::stats;
@@ -29,7 +34,10 @@ use crate::model::weights::{self, WeightSource};
 use crate::packed::gpu::Choice;
 use crate::quant::{self, QuantMethod};
 use crate::report::Tables;
-use crate::report::record::{CellDetail, METRICS_VERSION, ModelInfo, ResultRow, RunInfo, Status};
+use crate::report::record::{
+    CellDetail, METRICS_VERSION, ModelInfo, ResultRow, RunInfo, SpeedPairRow, Status,
+};
+use crate::report::warning::Warning;
 use crate::{Error, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -72,6 +80,7 @@ pub struct Options {
     pub kernels: Choice,
     /// Whether a GPU's decode steps are recorded and replayed.
     pub graphs: bool,
+    /// Timed repetitions at least.
     pub reps: usize,
     pub threads: usize,
     pub seed: u64,
@@ -82,6 +91,11 @@ pub struct Options {
     pub out: PathBuf,
     /// The command as typed, for the record.
     pub command: String,
+    /// Timed repetitions at most: `reps` without `max_noise`.
+    pub max_reps: usize,
+    /// Repetitions go on until the 95 % interval of every median is this narrow: half its width
+    /// over the median.
+    pub max_noise: Option<f64>,
 }
 
 /// How a run ended.
@@ -118,7 +132,10 @@ struct Suite<'a> {
     /// Of the GPU that is timed, if it is one that can be asked.
     telemetry: Option<Telemetry>,
     /// Warnings of the model's source and of the texts, for every row.
-    common_warnings: Vec<String>,
+    common_warnings: Vec<Warning>,
+    differences: Differences,
+    /// Empty until everything is timed.
+    speed_pairs: Vec<SpeedPairRow>,
 }
 
 /// Runs everything. [`Error`]s are wrong arguments or unusable inputs; failures of single cells
@@ -168,7 +185,7 @@ pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> R
 fn check(options: &Options) -> Result<()> {
     let least = |list: &[usize]| list.iter().copied().min().unwrap_or(1);
     for (name, value) in [
-        ("--reps", options.reps),
+        ("--reps", options.reps.min(options.max_reps)),
         ("--prompt-tokens", options.prompt_tokens),
         ("--batch", least(&options.batch)),
         ("--context", least(&options.context)),
@@ -341,8 +358,13 @@ impl<'a> Suite<'a> {
             ..
         } = texts;
 
-        let mut common_warnings = source.warnings();
-        common_warnings.extend(texts.iter().flat_map(|t| t.warnings.clone()));
+        let of_source = source.warnings().into_iter();
+        let mut common_warnings: Vec<Warning> = of_source
+            .map(|words| Warning::Source { words })
+            .chain(texts.iter().flat_map(|t| t.warnings.clone()))
+            .collect();
+        let altered = altered::asked().map(|factors| Warning::AlteredTimes { factors });
+        common_warnings.extend(altered);
         let reference = match &options.reference {
             Some(id) => Some(quant::parse(id)?.id()),
             None => None,
@@ -376,6 +398,8 @@ impl<'a> Suite<'a> {
             cells: vec![],
             telemetry: None,
             common_warnings,
+            differences: Differences::default(),
+            speed_pairs: vec![],
         };
         for (method, timed) in &methods {
             // Of a reference that is there for quality, one row is enough.
@@ -427,6 +451,7 @@ impl<'a> Suite<'a> {
             row: row(workload),
             samples: vec![],
             warnings: vec![],
+            timing: None,
             watched: Watched::default(),
         };
         let points = if timed { self.workloads.len() } else { 1 };
@@ -670,18 +695,19 @@ impl<'a> Suite<'a> {
             return Ok(Step::Done);
         }
         let all: Vec<WindowScore> = cell.scores.concat();
-        let nonfinite: u64 = all.iter().map(|s| s.nonfinite_tokens).sum();
-        if nonfinite > 0 {
-            cell.warnings.push(format!(
-                "{nonfinite} of the scored tokens had no finite likelihood; they are left out"
-            ));
-        }
+        cell.warnings.extend(doubts::quality(&all));
         let perplexity = stats::mean_nll(&all).map(f64::exp);
         stage.finish(&match perplexity {
             Some(p) => format!("{p:.4} ({}, {done} windows), {peak}", self.protocol.id()),
             None => "no finite likelihood".into(),
         });
         Ok(Step::Done)
+    }
+
+    /// Records a doubt that is about the machine, not about a row.
+    fn doubt_machine(&mut self, warning: Warning) {
+        self.info.warnings.push(warning.to_string());
+        self.info.machine_warnings.push(warning);
     }
 
     fn write(&self, complete: bool) -> Result<()> {

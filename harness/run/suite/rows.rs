@@ -2,10 +2,14 @@
 
 use super::cell::{Cell, Point};
 use super::{OVERALL, Suite};
+use crate::measure::doubts;
 use crate::measure::quality::WindowScore;
 use crate::measure::stats;
 use crate::report::Tables;
-use crate::report::record::{PairRow, QualityRow, ResultRow, RunInfo, WindowRow};
+use crate::report::record::{
+    CellDetail, PairRow, QualityRow, ResultRow, RunInfo, WindowRow, WorkloadDetail,
+};
+use crate::report::warning::{self, Warning};
 
 impl Suite<'_> {
     /// All rows as they stand.
@@ -55,13 +59,16 @@ impl Suite<'_> {
                 let samples = cell.points.iter().flat_map(|p| &p.samples);
                 tables.samples.extend(samples.cloned());
             }
-            for point in &cell.points {
-                tables
-                    .results
-                    .push(result_row(cell, point, &quality_columns));
+            for (p, point) in cell.points.iter().enumerate() {
+                let mut row = result_row(point, &quality_columns);
+                let warnings = warnings_of(cell, point, reference, &row);
+                row.warnings = warning::joined(&warnings);
+                enter(detail, p, &row, point, warnings);
+                tables.results.push(row);
             }
         }
         tables.pairs = self.pair_rows();
+        tables.speed_pairs = self.speed_pairs.clone();
         tables
     }
 
@@ -81,7 +88,7 @@ impl Suite<'_> {
     fn quality_rows(&self, cell: &Cell, reference: Option<&Cell>) -> Vec<QualityRow> {
         let reference = reference
             .filter(|r| (&r.id, &r.kv) != (&cell.id, &cell.kv))
-            .map(|r| self.scored_texts(r));
+            .map(|r| (r.title.as_str(), self.scored_texts(r)));
         self.scored_texts(cell)
             .iter()
             .filter_map(|(dataset, scores)| {
@@ -89,9 +96,11 @@ impl Suite<'_> {
                 let se = stats::nll_standard_error(scores);
                 let scored_bytes: u64 = scores.iter().map(|s| s.scored_bytes).sum();
                 let nll_sum: f64 = scores.iter().map(|s| s.nll_sum_nats).sum();
-                let delta = reference.as_ref().and_then(|texts| {
+                let delta = reference.as_ref().and_then(|(against, texts)| {
                     let (_, of_reference) = texts.iter().find(|(name, _)| name == dataset)?;
-                    stats::paired_difference(of_reference, scores, self.options.seed)
+                    self.differences.of(against, &cell.title, dataset, || {
+                        stats::paired_difference(of_reference, scores, self.options.seed)
+                    })
                 });
                 Some(QualityRow {
                     run_id: self.info.run_id.clone(),
@@ -150,7 +159,10 @@ impl Suite<'_> {
                 let (of_a, of_b) = (self.scored_texts(a), self.scored_texts(b));
                 for ((dataset, a_scores), (_, b_scores)) in of_a.iter().zip(&of_b) {
                     let seed = self.options.seed;
-                    if let Some(d) = stats::paired_difference(a_scores, b_scores, seed) {
+                    let difference = self.differences.of(&a.title, &b.title, dataset, || {
+                        stats::paired_difference(a_scores, b_scores, seed)
+                    });
+                    if let Some(d) = difference {
                         rows.push(PairRow {
                             run_id: self.info.run_id.clone(),
                             protocol: self.protocol.id(),
@@ -170,13 +182,7 @@ impl Suite<'_> {
 }
 
 /// The row of a point, with the quality of its cell.
-fn result_row(cell: &Cell, point: &Point, quality: &ResultRow) -> ResultRow {
-    let mut warnings = [&cell.warnings[..], &point.warnings].concat();
-    if !cell.timed {
-        warnings.push("measured as the reference only; its speed was not asked for".into());
-    }
-    // The separator of the column must not stand inside a warning.
-    let warnings: Vec<String> = warnings.iter().map(|w| w.replace("; ", ", ")).collect();
+fn result_row(point: &Point, quality: &ResultRow) -> ResultRow {
     ResultRow {
         perplexity: quality.perplexity,
         perplexity_se: quality.perplexity_se,
@@ -187,7 +193,42 @@ fn result_row(cell: &Cell, point: &Point, quality: &ResultRow) -> ResultRow {
         delta_nll_ci_low: quality.delta_nll_ci_low,
         delta_nll_ci_high: quality.delta_nll_ci_high,
         bits_per_byte: quality.bits_per_byte,
-        warnings: warnings.join("; "),
         ..point.row.clone()
+    }
+}
+
+/// All doubts about a row, those that need the reference included.
+fn warnings_of(
+    cell: &Cell,
+    point: &Point,
+    reference: Option<&Cell>,
+    row: &ResultRow,
+) -> Vec<Warning> {
+    let mut warnings = [&cell.warnings[..], &point.warnings].concat();
+    if cell.measured {
+        let against = reference.filter(|r| r.title != cell.title);
+        let difference =
+            against.and_then(|r| doubts::difference(&r.scores.concat(), &cell.scores.concat()));
+        warnings.extend(difference);
+        warnings.extend(doubts::divergence(row.kl_mean_nats, row.kl_p99_nats));
+    }
+    if !cell.timed {
+        warnings.push(Warning::ReferenceOnly);
+    }
+    warnings
+}
+
+/// Enters the timing and warnings of point `p` where `run.json` keeps them. A further point that
+/// failed before its memory was known has no place there; its row says why.
+fn enter(detail: &mut CellDetail, p: usize, row: &ResultRow, point: &Point, of: Vec<Warning>) {
+    let own = |w: &&mut WorkloadDetail| {
+        (Some(w.batch), Some(w.prompt_tokens)) == (row.batch, row.prompt_tokens)
+    };
+    if p == 0 {
+        detail.timing = point.timing.clone();
+        detail.warnings = of;
+    } else if let Some(workload) = detail.further.iter_mut().find(own) {
+        workload.timing = point.timing.clone();
+        workload.warnings = of;
     }
 }

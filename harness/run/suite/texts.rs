@@ -7,6 +7,7 @@ use crate::hash::sha256;
 use crate::model::config::Config;
 use crate::model::tokenizer::Tokenizer;
 use crate::report::record::TextInfo;
+use crate::report::warning::Warning;
 use crate::{Error, Result};
 
 /// All texts of a run.
@@ -73,7 +74,7 @@ pub(super) struct Text {
     pub(super) info: TextInfo,
     pub(super) ids: Vec<u32>,
     pub(super) bytes: Vec<u32>,
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Warning>,
 }
 
 impl Text {
@@ -84,14 +85,18 @@ impl Text {
             .map(|i| encoding.bytes(i..i + 1) as u32)
             .collect();
         let id_bytes: Vec<u8> = encoding.ids.iter().flat_map(|i| i.to_le_bytes()).collect();
-        let mut warnings = set.warnings();
+        let mut warnings: Vec<Warning> = set
+            .warnings()
+            .into_iter()
+            .map(|words| Warning::Text { words })
+            .collect();
         let windows = encoding.ids.len() / window;
         if windows == 0 {
-            warnings.push(format!(
-                "dataset `{}` has {} tokens, fewer than a window of {window}: not used",
-                set.manifest.name,
-                encoding.ids.len()
-            ));
+            warnings.push(Warning::ShortText {
+                dataset: set.manifest.name.clone(),
+                tokens: encoding.ids.len() as u64,
+                window_tokens: window as u64,
+            });
         }
         let manifest = set.manifest;
         Ok(Text {
