@@ -13,7 +13,7 @@ pub const LEAST_WINDOWS: usize = 20;
 pub const LEAST_SCORED_TOKENS: u64 = 1_000;
 /// The windows that a tail is made of, as a share of all.
 const TAIL: f64 = 0.05;
-/// Part of the loss that the tail may hold: five times what even windows do. Kinds of text differ
+/// Part of the loss that a twentieth of the tokens may hold: five times what even windows do. Kinds of text differ
 /// by a factor of two.
 const MOST_LOSS: f64 = 0.25;
 /// Part of the differences, as magnitudes, that it may hold. Normal ones leave 15 % to the
@@ -94,10 +94,14 @@ fn heavy_tail(
     let in_tail = (TAIL * windows.len() as f64).ceil() as usize;
     let total: f64 = windows.iter().map(|w| w.0).sum();
     let share = windows[..in_tail].iter().map(|w| w.0).sum::<f64>() / total;
-    let most = match of {
-        Quantity::Loss => MOST_LOSS,
-        Quantity::Difference => MOST_DIFFERENCE,
-    };
+    let tokens: f64 = windows.iter().map(|w| w.1).sum();
+    let share_of_tokens = windows[..in_tail].iter().map(|w| w.1).sum::<f64>() / tokens;
+    // Long windows hold more without being odd.
+    let most = share_of_tokens / TAIL
+        * match of {
+            Quantity::Loss => MOST_LOSS,
+            Quantity::Difference => MOST_DIFFERENCE,
+        };
     (share.is_finite() && share > most).then_some(Warning::HeavyTail {
         of,
         windows: in_tail as u64,
