@@ -5,6 +5,7 @@ mod history;
 
 use crate::data;
 use crate::error::{Error, Result};
+use crate::measure::medians::LEAST_FOR_LEVEL;
 use crate::model::kv_cache::KV_PRECISIONS;
 use crate::model::synthetic;
 use crate::packed::gpu::Choice;
@@ -28,6 +29,10 @@ const EXIT_CELL_FAILED: i32 = 3;
 
 /// What the bare command measures.
 const DEFAULT_PRECISIONS: &str = "fp16,fp8,int8,awq-int4,gptq-int4";
+/// Timed repetitions: a fixed number, and the least with a noise to reach.
+const DEFAULT_REPS: usize = 5;
+/// The most with a noise to reach.
+const DEFAULT_MAX_REPS: usize = 30;
 
 #[derive(Parser)]
 #[command(
@@ -155,9 +160,9 @@ struct RunArgs {
     /// Launch every decode step's kernels one by one instead of replaying a recorded graph (GPU)
     #[arg(long)]
     no_graph: bool,
-    /// Timed repetitions after a warm-up
-    #[arg(short, long, default_value_t = 5)]
-    reps: usize,
+    /// Timed repetitions after a warm-up, exactly this many [default: 5]
+    #[arg(short, long, value_name = "N", conflicts_with_all = ["min_reps", "max_reps", "max_noise"])]
+    reps: Option<usize>,
     /// Threads [default: all cores]
     #[arg(short, long)]
     threads: Option<usize>,
@@ -203,6 +208,16 @@ struct RunArgs {
     /// At most this many multiple-choice items in all, spread over the sets
     #[arg(long, value_name = "ITEMS")]
     choices_limit: Option<usize>,
+    /// Repeat until the 95 % interval of every median is this narrow: half its width over the
+    /// median, such as 0.02 or 2%
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    max_noise: Option<f64>,
+    /// Timed repetitions at least, with --max-noise [default: 5]
+    #[arg(long, value_name = "N", requires = "max_noise")]
+    min_reps: Option<usize>,
+    /// Timed repetitions at most, with --max-noise [default: 30, or --min-reps if that is more]
+    #[arg(long, value_name = "N", requires = "max_noise")]
+    max_reps: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -217,6 +232,44 @@ fn seconds(text: &str) -> std::result::Result<f64, String> {
         Ok(s) if s > 0.0 && s <= 366.0 * 86400.0 => Ok(s),
         _ => Err("expected a positive number of seconds".into()),
     }
+}
+
+fn share(text: &str) -> std::result::Result<f64, String> {
+    let (number, unit) = match text.trim().strip_suffix('%') {
+        Some(percent) => (percent, 0.01),
+        None => (text, 1.0),
+    };
+    match number.trim().parse::<f64>() {
+        Ok(share) if share > 0.0 && share * unit < 1.0 => Ok(share * unit),
+        _ => Err("expected a share between 0 and 1, such as 0.02 or 2%".into()),
+    }
+}
+
+/// Repetitions at least and at most.
+fn repetitions(args: &RunArgs) -> Result<(usize, usize)> {
+    if args.max_noise.is_none() {
+        let reps = args.reps.unwrap_or(DEFAULT_REPS);
+        return Ok((reps, reps));
+    }
+    let least = args.min_reps.unwrap_or(DEFAULT_REPS);
+    let most = args.max_reps.unwrap_or(DEFAULT_MAX_REPS.max(least));
+    let least = args.min_reps.unwrap_or(least.min(most));
+    if least > most {
+        return Err(Error::usage(
+            format!("--min-reps {least} is more than --max-reps {most}"),
+            "lower one or raise the other",
+        ));
+    }
+    if most < LEAST_FOR_LEVEL {
+        return Err(Error::usage(
+            format!(
+                "--max-reps {most} cannot reach any --max-noise: fewer than {LEAST_FOR_LEVEL} \
+                 repetitions have no 95 % interval"
+            ),
+            format!("use at least --max-reps {LEAST_FOR_LEVEL}, or --reps {most} alone"),
+        ));
+    }
+    Ok((least, most))
 }
 
 fn bytes(text: &str) -> std::result::Result<usize, String> {
@@ -284,6 +337,7 @@ fn run(args: &RunArgs) -> Result<i32> {
 }
 
 fn options(args: &RunArgs) -> Result<Options> {
+    let (reps, max_reps) = repetitions(args)?;
     Ok(Options {
         model: args.model.clone(),
         tokenizer: args.tokenizer.clone(),
@@ -305,7 +359,7 @@ fn options(args: &RunArgs) -> Result<Options> {
             KernelArg::Dequant => Choice::Dequantize,
         },
         graphs: !args.no_graph,
-        reps: args.reps,
+        reps,
         threads: args.threads.unwrap_or_else(host::cores),
         seed: args.seed,
         timeout_s: args.timeout,
@@ -317,6 +371,8 @@ fn options(args: &RunArgs) -> Result<Options> {
         kl: !args.no_kl,
         kl_cache_bytes: args.kl_cache,
         noise_floor: !args.no_noise_floor,
+        max_reps,
+        max_noise: args.max_noise,
     })
 }
 
@@ -502,6 +558,7 @@ fn render(dir: &Path) -> Result<i32> {
         ));
     }
     let rendered = report::render(dir)?;
+    print!("{}", report::terminal::summary(&report::Tables::read(dir)?));
     println!("{}", rendered.html.display());
     Ok(EXIT_OK)
 }
@@ -529,6 +586,12 @@ mod tests {
         }
         for bad in ["", "0", "-1", "M", "1T", "99999999999G", "1.5M"] {
             assert!(bytes(bad).is_err(), "{bad}");
+        }
+        for (text, s) in [("0.02", 0.02), ("2%", 0.02), ("1.5 %", 0.015)] {
+            assert!((share(text).unwrap() - s).abs() < 1e-12, "{text}");
+        }
+        for bad in ["0", "-1", "1", "100%", "nan", "x", "%"] {
+            assert!(share(bad).is_err(), "{bad}");
         }
         assert_eq!(seconds("0.5"), Ok(0.5));
         for bad in ["0", "-1", "nan", "inf", "x", "1e300"] {

@@ -4,7 +4,7 @@ mod common;
 
 use common::{quantbench, quick_run, root, stderr, stdout};
 use quantbench::report::Tables;
-use quantbench::report::record::{ResultRow, Status};
+use quantbench::report::record::{ResultRow, Status, StopRule};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -53,6 +53,7 @@ const OUTPUTS: &[&str] = &[
     "pairs.csv",
     "windows.csv",
     "samples.csv",
+    "speed_pairs.csv",
     "run.json",
     "report.md",
     "index.html",
@@ -153,6 +154,29 @@ fn a_run_leaves_every_output_and_consistent_numbers() {
     // Every pair, on each text and on all.
     assert_eq!(tables.pairs.len(), 10 * 7);
     assert_eq!(tables.quality.len(), 5 * 7);
+    assert_eq!(tables.speed_pairs.len(), 10 * 2);
+    for pair in &tables.speed_pairs {
+        let rate = |id: &str| {
+            let row = tables.results.iter().find(|r| r.precision == id).unwrap();
+            match pair.phase.as_str() {
+                "prefill" => row.prefill_tok_s.unwrap(),
+                _ => row.decode_tok_s.unwrap(),
+            }
+        };
+        let ratio = rate(&pair.precision_b) / rate(&pair.precision_a);
+        assert!((pair.ratio / ratio - 1.0).abs() < 1e-12, "{pair:?}");
+        // Two repetitions have no interval worth the name.
+        assert_eq!((pair.ratio_ci_low, pair.ratio_ci_high), (None, None));
+        assert_eq!((pair.batch, pair.context), (1, 16));
+    }
+    for cell in &tables.info.cells {
+        let timing = cell.timing.as_ref().unwrap();
+        assert_eq!(
+            (timing.repetitions, timing.stopped_by),
+            (2, StopRule::Fixed)
+        );
+        assert_eq!(timing.interval_level, None);
+    }
     // Warm-ups are kept and marked; 3 phases of 2 repetitions and a warm-up each.
     assert_eq!(tables.samples.len(), 5 * 3 * 3);
     // The closing table shows what the files hold.
@@ -452,6 +476,24 @@ fn wrong_arguments_are_refused_with_the_way_out() {
         ),
         (&["--window", "4000"], &["1024", "--window"]),
         (&["--reps", "0"], &["--reps 0"]),
+        (
+            &["--reps", "3", "--max-noise", "2%"],
+            &["--reps", "--max-noise"],
+        ),
+        (
+            &["--reps", "3", "--min-reps", "3"],
+            &["--reps", "--min-reps"],
+        ),
+        (&["--max-reps", "9"], &["--max-noise"]),
+        (&["--max-noise", "2"], &["between 0 and 1", "2%"]),
+        (
+            &["--max-noise", "2%", "--max-reps", "5"],
+            &["--max-reps 5", "--max-reps 6"],
+        ),
+        (
+            &["--max-noise", "2%", "--max-reps", "8", "--min-reps", "9"],
+            &["--min-reps 9", "--max-reps 8"],
+        ),
         (&["--device", "gpu"], &["`gpu`", "cuda:N"]),
         #[cfg(not(feature = "cuda"))]
         (&["--device", "cuda"], &["cuda:0", "--features cuda"]),

@@ -3,7 +3,9 @@
 pub mod binomial;
 pub mod choices;
 pub mod divergence;
+pub mod doubts;
 pub mod log_probs;
+pub mod medians;
 pub mod meter;
 pub mod nvml;
 pub mod quality;

@@ -69,6 +69,15 @@ pub struct Sample {
     pub decode_s: f64,
 }
 
+impl Sample {
+    /// Multiplies all times.
+    pub fn lengthen(&mut self, factor: f64) {
+        self.prefill_s *= factor;
+        self.ttft_s *= factor;
+        self.decode_s *= factor;
+    }
+}
+
 /// Points of a repetition at which a caller may read counters.
 pub enum Phase {
     Prefilled,

@@ -1,4 +1,8 @@
 //! Means, standard errors and paired bootstrap intervals over windows.
+//!
+//! Of repetitions: [`super::medians`].
+
+pub use super::medians::{median_interval, median_ratio};
 
 use super::quality::WindowScore;
 use rand::{RngCore, SeedableRng};

@@ -6,6 +6,7 @@
 
 use super::stats::{median, quantile};
 use crate::report::record::GpuTelemetry;
+use crate::report::warning::Warning;
 use std::collections::BTreeSet;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -219,37 +220,27 @@ fn spread(mut values: Vec<f64>) -> Option<f64> {
 /// Movement of the clock up to which speeds are taken to be made at one clock.
 const MOST_SPREAD: f64 = 0.05;
 
-/// What a reader of the speeds has to know, in words.
-pub fn warnings(telemetry: &GpuTelemetry) -> Vec<String> {
+/// What a reader of the speeds has to know.
+pub fn warnings(telemetry: &GpuTelemetry) -> Vec<Warning> {
     let mut warnings = vec![];
-    if let (Some(spread), Some(clock)) = (
+    if let (Some(spread), Some(clock_mhz)) = (
         telemetry.gpu_clock_spread.filter(|s| *s > MOST_SPREAD),
         telemetry.gpu_clock_mhz_median,
     ) {
-        warnings.push(format!(
-            "the GPU's clock moved by {:.0} % around {clock:.0} MHz while it was timed: part of \
-             the differences in speed is the clock",
-            100.0 * spread
-        ));
+        warnings.push(Warning::ClockMoved { spread, clock_mhz });
     }
     if telemetry.throttled == Some(true) {
-        warnings.push(format!(
-            "the GPU held its clock down while it was timed ({}): it can be faster than shown",
-            telemetry.throttle_reasons.join(", ")
-        ));
+        warnings.push(Warning::Throttled {
+            reasons: telemetry.throttle_reasons.join(", "),
+        });
     }
-    if let Some(others) = telemetry.other_processes.filter(|n| *n > 0) {
-        let noun = if others == 1 { "process" } else { "processes" };
-        warnings.push(format!(
-            "{others} other {noun} used the GPU while it was timed: speed and memory are not its \
-             own"
-        ));
+    if let Some(count) = telemetry.other_processes.filter(|n| *n > 0) {
+        warnings.push(Warning::OtherProcesses { count });
     }
     if !telemetry.missing.is_empty() {
-        warnings.push(format!(
-            "clock, heat and energy of the GPU are not (all) known: {}",
-            telemetry.missing
-        ));
+        warnings.push(Warning::TelemetryMissing {
+            why: telemetry.missing.clone(),
+        });
     }
     warnings
 }
@@ -309,6 +300,10 @@ mod tests {
         }
     }
 
+    fn said(telemetry: &GpuTelemetry) -> Vec<String> {
+        warnings(telemetry).iter().map(Warning::to_string).collect()
+    }
+
     fn summed(recordings: &[Recording]) -> GpuTelemetry {
         summarize(recordings, &[OWN], &[OWN, SIBLING])
     }
@@ -337,7 +332,7 @@ mod tests {
         assert_eq!(summary.other_processes, Some(0));
         assert_eq!(summary.process_bytes, Some(10 << 30));
         assert_eq!(summary.readings, 20);
-        assert_eq!(warnings(&summary), Vec::<String>::new());
+        assert_eq!(warnings(&summary), []);
     }
 
     #[test]
@@ -345,17 +340,17 @@ mod tests {
         let moved = recording(21, |i, r| {
             r.gpu_clock_mhz = Some(if i < 10 { 1980.0 } else { 1755.0 })
         });
-        let words = warnings(&summed(&[moved]));
+        let words = said(&summed(&[moved]));
         assert!(words[0].contains("13 % around 1755 MHz"), "{words:?}");
         // Within 5 % it is one clock; one odd reading among many is none.
         let calm = recording(21, |i, r| r.gpu_clock_mhz = Some(1980.0 - 4.0 * i as f64));
-        assert_eq!(warnings(&summed(&[calm])), Vec::<String>::new());
+        assert_eq!(warnings(&summed(&[calm])), []);
         let odd = recording(51, |i, r| {
             if i == 50 {
                 r.gpu_clock_mhz = Some(1200.0);
             }
         });
-        assert_eq!(warnings(&summed(&[odd])), Vec::<String>::new());
+        assert_eq!(warnings(&summed(&[odd])), []);
     }
 
     #[test]
@@ -370,7 +365,7 @@ mod tests {
         let summary = summed(&[hot]);
         assert_eq!(summary.throttled, Some(true));
         assert_eq!(summary.throttle_reasons, ["heat", "power limit"]);
-        let words = warnings(&summary);
+        let words = said(&summary);
         assert!(words[0].contains("(heat, power limit)"), "{words:?}");
         // Held down before the work began only: idle clocks are not its speed.
         let idle = recording(11, |i, r| {
@@ -394,7 +389,7 @@ mod tests {
                 r.processes.as_mut().unwrap().push(stranger);
             }
         });
-        let words = warnings(&summed(&[shared]));
+        let words = said(&summed(&[shared]));
         assert!(
             words[0].starts_with("1 other process used the GPU"),
             "{words:?}"
@@ -406,7 +401,7 @@ mod tests {
             (summary.other_processes, summary.process_bytes),
             (None, None)
         );
-        assert_eq!(warnings(&summary), Vec::<String>::new());
+        assert_eq!(warnings(&summary), []);
     }
 
     #[test]
@@ -476,7 +471,7 @@ mod tests {
         let summary = summed(&[recording]);
         assert_eq!(summary.gpu_clock_mhz_median, Some(1980.0));
         assert_eq!(summary.energy_j, None);
-        let words = warnings(&summary);
+        let words = said(&summary);
         assert!(words[0].contains("no longer answers"), "{words:?}");
     }
 }

@@ -4,7 +4,8 @@
 //! table. Column names and their order come from the row structs alone.
 
 use super::record::{
-    ChoiceRow, METRICS_VERSION, PairRow, QualityRow, ResultRow, RunInfo, SampleRow, WindowRow,
+    ChoiceRow, METRICS_VERSION, PairRow, QualityRow, ResultRow, RunInfo, SampleRow, SpeedPairRow,
+    WindowRow,
 };
 use crate::{Error, Result};
 use serde::{Serialize, de::DeserializeOwned};
@@ -18,6 +19,7 @@ pub struct Tables {
     pub pairs: Vec<PairRow>,
     pub windows: Vec<WindowRow>,
     pub samples: Vec<SampleRow>,
+    pub speed_pairs: Vec<SpeedPairRow>,
     pub info: RunInfo,
     pub choices: Vec<ChoiceRow>,
 }
@@ -40,6 +42,7 @@ impl Tables {
             pairs: read_csv_if_there(&dir.join("pairs.csv"))?,
             windows: read_csv_if_there(&dir.join("windows.csv"))?,
             samples: read_csv_if_there(&dir.join("samples.csv"))?,
+            speed_pairs: read_csv_if_there(&dir.join("speed_pairs.csv"))?,
             info: read_info(&dir.join("run.json"))?,
             choices: read_csv_if_there(&dir.join("choices.csv"))?,
         })
@@ -55,6 +58,7 @@ impl Tables {
         write_csv(&dir.join("windows.csv"), &self.windows)?;
         write_csv(&dir.join("samples.csv"), &self.samples)?;
         write_csv(&dir.join("choices.csv"), &self.choices)?;
+        write_csv(&dir.join("speed_pairs.csv"), &self.speed_pairs)?;
         write_info(&dir.join("run.json"), &self.info)
     }
 }

@@ -54,6 +54,10 @@ pub fn page(tables: &Tables, figures: &[Figure]) -> String {
     );
     page += &section("Multiple choice", &table(&content::choices(tables)));
     page += &section(
+        "Speed of one precision against another",
+        &table(&content::speed_pairs(summary)),
+    );
+    page += &section(
         "Memory by part, in numbers",
         &table(&content::memory(summary)),
     );

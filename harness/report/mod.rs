@@ -1,7 +1,7 @@
 //! Renders a run's files. Sees rows only: no weights, no models, no measurement.
 //!
 //! ```text
-//! results.csv quality.csv pairs.csv windows.csv samples.csv choices.csv run.json
+//! results.csv quality.csv pairs.csv windows.csv samples.csv speed_pairs.csv choices.csv run.json
 //!   └► Tables ─┬► plots/     one file per plot, listed in PLOTS ─► *.svg *.png
 //!              └► content    tables and sentences, formatted once ─┬► index.html
 //!                                                                  ├► report.md
@@ -16,6 +16,7 @@ pub mod markdown;
 pub mod plots;
 pub mod record;
 pub mod terminal;
+pub mod warning;
 
 pub use csv::Tables;
 

@@ -3,6 +3,7 @@
 //! Definitions of every column are in README ("How to read the numbers"). Columns are only ever
 //! appended.
 
+use super::warning::Warning;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -90,7 +91,7 @@ pub struct ResultRow {
     pub threads: Option<u64>,
     pub seed: Option<u64>,
     pub metrics_version: Option<u32>,
-    /// Plain-word warnings, joined with `; `.
+    /// Plain-word warnings, joined with `; `; as values in [`CellDetail`].
     pub warnings: String,
     pub error: String,
     /// Share of the measured memory bandwidth that decoding used; 0.5 is half.
@@ -124,6 +125,12 @@ pub struct ResultRow {
     /// Scored tokens without a finite likelihood, and compared tokens where one of the two sides
     /// was not finite, whichever are more: they are left out of every average.
     pub nonfinite_tokens: Option<u64>,
+    /// Interval of the median: 95 % from 6 repetitions on, smallest to largest (93.75 %) of 5,
+    /// absent for fewer.
+    pub prefill_tok_s_ci_low: Option<f64>,
+    pub prefill_tok_s_ci_high: Option<f64>,
+    pub decode_tok_s_ci_low: Option<f64>,
+    pub decode_tok_s_ci_high: Option<f64>,
 }
 
 /// One row of `quality.csv`; `dataset` is a set's name or `overall`.
@@ -160,6 +167,26 @@ pub struct PairRow {
     pub delta_nll_nats: f64,
     pub delta_nll_ci_low: Option<f64>,
     pub delta_nll_ci_high: Option<f64>,
+}
+
+/// One row of `speed_pairs.csv`: how many times the rate of `precision_a` that of `precision_b`
+/// is, with the same KV cache and workload.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SpeedPairRow {
+    pub run_id: String,
+    pub kv_cache: String,
+    /// `prefill` or `decode`.
+    pub phase: String,
+    pub batch: u64,
+    /// Prompt tokens of the workload, in both phases.
+    pub context: u64,
+    pub precision_a: String,
+    pub precision_b: String,
+    /// Of the medians.
+    pub ratio: f64,
+    /// At least 90 %, 95 % from four repetitions on; absent for fewer than three.
+    pub ratio_ci_low: Option<f64>,
+    pub ratio_ci_high: Option<f64>,
 }
 
 /// One row of `windows.csv`.
@@ -414,6 +441,38 @@ pub struct WorkloadDetail {
     pub prompt_tokens: u64,
     pub peak_bytes_by_phase: BTreeMap<String, u64>,
     pub other_parts_bytes: BTreeMap<String, u64>,
+    #[serde(default)]
+    pub timing: Option<TimingDetail>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Warning>,
+}
+
+/// Why no more repetitions were timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopRule {
+    /// Their number was given.
+    #[default]
+    Fixed,
+    /// Both medians had become as certain as was asked for.
+    Noise,
+    /// The most that were allowed.
+    MaxReps,
+    /// The run was stopped, or the timing failed.
+    CutShort,
+}
+
+/// The repetitions of one batch and context.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TimingDetail {
+    pub repetitions: u64,
+    pub stopped_by: StopRule,
+    /// Half the width of the median's interval over the median; absent without an interval.
+    pub prefill_noise: Option<f64>,
+    pub decode_noise: Option<f64>,
+    /// Confidence of the medians' intervals: exact for few repetitions, so not 0.95 itself.
+    pub interval_level: Option<f64>,
 }
 
 /// How far a precision's predictions are from the reference's, token by token; divergences are
@@ -478,6 +537,12 @@ pub struct CellDetail {
     /// Absent for the reference, and where nothing was compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub divergence: Option<Divergence>,
+    /// Of the first batch and context.
+    #[serde(default)]
+    pub timing: Option<TimingDetail>,
+    /// Of the precision and of its first batch and context; the rows hold the words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Warning>,
 }
 
 /// Everything about a run that is not a table: `run.json`.
@@ -517,4 +582,7 @@ pub struct RunInfo {
     /// Precisions that are not to be chosen but show what cannot be told from the reference.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub noise_floors: Vec<String>,
+    /// Those of `warnings` that are about the machine, as values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub machine_warnings: Vec<Warning>,
 }

@@ -22,6 +22,9 @@ pub fn summary(tables: &Tables) -> String {
     for sentence in std::iter::once(content::headline(summary)).chain(content::notices(tables)) {
         text += &wrapped(&format::ascii(&sentence), "");
     }
+    for sentence in content::pair_sentences(summary) {
+        text += &wrapped(&format::ascii(&sentence), "  ");
+    }
     for warning in content::warnings(tables) {
         text += &wrapped(&format::ascii(&format!("warning: {warning}")), "  ");
     }

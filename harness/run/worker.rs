@@ -1,5 +1,6 @@
 //! The child's side: reads one [`Job`] from standard input, answers with [`Event`]s.
 
+use super::altered;
 use super::job::{
     Event, Job, MeasureJob, MemoryResult, Place, QuantizeJob, QuantizeResult, Subject, TimeJob,
     Turn,
@@ -333,6 +334,8 @@ fn run_time(job: TimeJob) -> Result<()> {
     send(&Event::Ready)?;
     // One cache at a time: those of all turns together might not fit.
     let mut held: Option<(usize, Generator)> = None;
+    let altered = altered::asked();
+    let mut times_run = vec![0; job.turns.len()];
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| Error::io("standard input", e, "the parent process ended"))?;
         let asked = line.parse().ok();
@@ -346,7 +349,11 @@ fn run_time(job: TimeJob) -> Result<()> {
                 fresh_generator(&decoder, turn)?
             }
         };
-        let sample = run_once(&mut generator, &turn.workload, &mut |_| Ok(()))?;
+        let mut sample = run_once(&mut generator, &turn.workload, &mut |_| Ok(()))?;
+        if let Some(factors) = &altered {
+            sample.lengthen(altered::factor(factors, times_run[i]));
+        }
+        times_run[i] += 1;
         send(&Event::Timed(sample))?;
         held = Some((i, generator));
     }

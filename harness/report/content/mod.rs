@@ -5,16 +5,18 @@
 
 mod choices;
 mod divergence;
+mod pairs;
 mod sentences;
 mod sweep;
 mod tables;
 
 pub use choices::choices;
 pub use divergence::{confidence, divergence, has_divergence, is_noise_floor};
+pub use pairs::{pair_sentences, pairs, speed_pairs};
 pub use sentences::{FILES, headline, method_notes, notices, options, warnings};
 pub use sweep::{first_workload, sweep};
 pub use tables::{
-    Cell, Column, Kind, PARTS, Part, Row, Table, domains, memory, methods, pairs, results, texts,
+    Cell, Column, Kind, PARTS, Part, Row, Table, domains, memory, methods, results, texts,
 };
 
 use super::csv::Tables;

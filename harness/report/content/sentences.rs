@@ -3,7 +3,7 @@
 use super::tables::{json_text, result_percent_decimals};
 use super::*;
 use crate::report::format::{self, ABSENT};
-use crate::report::record::{ProtocolInfo, Status};
+use crate::report::record::{ProtocolInfo, Status, StopRule, TimingDetail};
 
 /// Increase of perplexity, in nats, up to which a row may be put forward: about 5 %.
 const HEADLINE_MOST_DELTA: f64 = 0.05;
@@ -466,11 +466,53 @@ fn speed_note(tables: &Tables) -> String {
         "A prompt of {} {of}, then {} tokens generated from that depth, batch \
          {}{threads}. Tokens per second of wall time: median of {repetitions} after warm-up in the \
          same shape, ± standard deviation. Precisions took turns in a seeded order. Prefill \
-         computes the output head for the last position only. Raw times are in samples.csv.",
+         computes the output head for the last position only. {} Raw times are in samples.csv.",
         amount(row.prompt_tokens),
         amount(row.generated_tokens),
         amount(row.batch),
+        speed_intervals(tables),
     )
+}
+
+/// What the intervals of speeds mean, and which rule ended the repetitions.
+fn speed_intervals(tables: &Tables) -> String {
+    let timings: Vec<&TimingDetail> = tables
+        .info
+        .cells
+        .iter()
+        .filter_map(|cell| cell.timing.as_ref())
+        .collect();
+    let counts: BTreeSet<u64> = timings.iter().map(|t| t.repetitions).collect();
+    let levels = timings.iter().filter_map(|t| t.interval_level);
+    let level = match levels.reduce(f64::min) {
+        Some(level) => format!(
+            "Medians have intervals in results.csv, exact by order statistics or, of more than 30 \
+             repetitions, from a bootstrap (here {} %).",
+            format::number(100.0 * level, 1)
+        ),
+        None => "Fewer than five repetitions give medians without intervals.".into(),
+    };
+    let ratios =
+        "Ratios between precisions have the exact interval of a common factor (rank sums).";
+    let stopped = |rule| timings.iter().any(|t| t.stopped_by == rule);
+    let rule = match (counts.first(), counts.last()) {
+        (Some(least), Some(most)) if stopped(StopRule::Noise) || stopped(StopRule::MaxReps) => {
+            let why = match stopped(StopRule::MaxReps) {
+                true => "the most allowed was reached",
+                false => "every median was as certain as was asked for",
+            };
+            let count = match least == most {
+                true => least.to_string(),
+                false => format!("{least} to {most}"),
+            };
+            format!(" Repetitions ended after {count}, when {why}.")
+        }
+        _ => String::new(),
+    };
+    match timings.is_empty() {
+        true => ratios.into(),
+        false => format!("{level} {ratios}{rule}"),
+    }
 }
 
 fn shares_note(tables: &Tables) -> String {
@@ -688,12 +730,13 @@ pub fn options(tables: &Tables) -> Vec<String> {
 }
 
 /// The files of a run that lie beside the report, and what each holds.
-pub const FILES: [(&str, &str); 7] = [
+pub const FILES: [(&str, &str); 8] = [
     ("results.csv", "one row per precision"),
     ("quality.csv", "perplexity by text and protocol"),
     ("pairs.csv", "differences between all pairs"),
     ("windows.csv", "loss of every window"),
     ("samples.csv", "every timed repetition"),
+    ("speed_pairs.csv", "ratios of speeds between all pairs"),
     ("run.json", "configuration, machine, provenance"),
     ("choices.csv", "right answers to multiple-choice items"),
 ];

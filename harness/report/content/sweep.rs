@@ -44,6 +44,9 @@ pub fn first_workload(tables: &Tables) -> Cow<'_, Tables> {
         };
         own && Some(s.batch) == batch
     });
+    tables
+        .speed_pairs
+        .retain(|pair| (Some(pair.batch), Some(pair.context)) == *first);
     Cow::Owned(tables)
 }
 

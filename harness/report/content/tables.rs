@@ -90,7 +90,12 @@ fn perplexity_decimals(tables: &Tables) -> usize {
 }
 
 /// The change of perplexity in %, with its interval where there is one.
-fn change(delta: Option<f64>, low: Option<f64>, high: Option<f64>, decimals: usize) -> Cell {
+pub(super) fn change(
+    delta: Option<f64>,
+    low: Option<f64>,
+    high: Option<f64>,
+    decimals: usize,
+) -> Cell {
     let Some(delta) = delta else {
         return Cell::new(ABSENT, "");
     };
@@ -104,7 +109,9 @@ fn change(delta: Option<f64>, low: Option<f64>, high: Option<f64>, decimals: usi
 }
 
 /// Decimals for a column of changes in %.
-fn percent_decimals(intervals: impl IntoIterator<Item = (Option<f64>, Option<f64>)>) -> usize {
+pub(super) fn percent_decimals(
+    intervals: impl IntoIterator<Item = (Option<f64>, Option<f64>)>,
+) -> usize {
     let half_widths = intervals
         .into_iter()
         .map(|(low, high)| Some((format::percent(high?) - format::percent(low?)) / 2.0));
@@ -305,65 +312,6 @@ pub fn domains(tables: &Tables) -> Table {
             Row {
                 cells,
                 failed: false,
-            }
-        })
-        .collect();
-    Table { columns, rows }
-}
-
-/// Every pair of precisions over all texts, with what the interval allows to say.
-pub fn pairs(tables: &Tables) -> Table {
-    let protocol = protocol(tables);
-    let rows: Vec<_> = tables
-        .pairs
-        .iter()
-        .filter(|row| row.dataset == OVERALL && protocol.is_none_or(|p| row.protocol == p))
-        .filter(|row| {
-            let mut ends = [&row.precision_a, &row.precision_b].into_iter();
-            !ends.any(|id| super::is_noise_floor(tables, id))
-        })
-        .collect();
-    let decimals = percent_decimals(
-        rows.iter()
-            .map(|r| (r.delta_nll_ci_low, r.delta_nll_ci_high)),
-    );
-    let columns = vec![
-        column("From", "", "from", Kind::Word),
-        column("To", "", "to", Kind::Word),
-        column(
-            "Change of perplexity",
-            "%, 95 % interval",
-            "change %",
-            Kind::Number,
-        ),
-        column("Reading", "", "reading", Kind::Word),
-    ];
-    let rows = rows
-        .into_iter()
-        .map(|row| {
-            let reading = match (row.delta_nll_ci_low, row.delta_nll_ci_high) {
-                (Some(low), _) if low > 0.0 => {
-                    format!("{} predicts worse", one_line(&row.precision_b))
-                }
-                (_, Some(high)) if high < 0.0 => {
-                    format!("{} predicts better", one_line(&row.precision_b))
-                }
-                (Some(_), Some(_)) => "no clear difference".into(),
-                _ => ABSENT.into(),
-            };
-            Row {
-                failed: false,
-                cells: vec![
-                    Cell::new(one_line(&row.precision_a), ""),
-                    Cell::new(one_line(&row.precision_b), ""),
-                    change(
-                        Some(row.delta_nll_nats),
-                        row.delta_nll_ci_low,
-                        row.delta_nll_ci_high,
-                        decimals,
-                    ),
-                    Cell::new(reading, ""),
-                ],
             }
         })
         .collect();

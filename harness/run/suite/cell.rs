@@ -5,12 +5,17 @@ use super::super::host;
 use super::super::job::{Event, MemoryResult, QuantizeResult};
 use super::telemetry::Watched;
 use crate::measure::divergence::WindowDivergence;
+use crate::measure::doubts;
+use crate::measure::medians;
 use crate::measure::quality::WindowScore;
 use crate::measure::roofline::Cost;
 use crate::measure::speed::{Sample, Workload};
-use crate::measure::stats;
+use crate::measure::stats::{self, median_interval};
 use crate::quant::QuantMethod;
-use crate::report::record::{CellDetail, ResultRow, SampleRow, Status, WorkloadDetail};
+use crate::report::record::{
+    CellDetail, ResultRow, SampleRow, Status, StopRule, TimingDetail, WorkloadDetail,
+};
+use crate::report::warning::{Phase, Warning};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -35,7 +40,7 @@ pub(super) struct Cell {
     pub(super) choices: Vec<Vec<Option<f64>>>,
     /// Windows that were compared with the reference, in order of text and window.
     pub(super) divergences: Vec<WindowDivergence>,
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Warning>,
     pub(super) measured: bool,
     /// What its model asks of a machine, once its measuring child has told.
     pub(super) cost: Option<Cost>,
@@ -51,7 +56,9 @@ pub(super) struct Point {
     pub(super) state: State,
     pub(super) row: ResultRow,
     pub(super) samples: Vec<SampleRow>,
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Warning>,
+    /// Once it was timed.
+    pub(super) timing: Option<TimingDetail>,
     pub(super) watched: Watched,
 }
 
@@ -72,7 +79,9 @@ impl Cell {
         }
         self.detail.quantize_peak_bytes = Some(result.peak_bytes as u64);
         self.detail.packed_sha256 = result.packed_sha256.clone();
-        self.warnings.extend(self.method.doubts(&result.notes));
+        let doubts = self.method.doubts(&result.notes).into_iter();
+        let doubts = doubts.map(|words| Warning::Method { words });
+        self.warnings.extend(doubts);
         self.detail.notes = result.notes.clone();
         self.quantized = Some(result);
     }
@@ -92,6 +101,7 @@ impl Cell {
                 prompt_tokens: point.row.prompt_tokens.unwrap_or_default(),
                 peak_bytes_by_phase: m.peak_bytes_by_phase.clone(),
                 other_parts_bytes: m.other_parts_bytes.clone(),
+                ..WorkloadDetail::default()
             });
         }
     }
@@ -134,24 +144,20 @@ impl Point {
         row.peak_rss_bytes = m.peak_rss_bytes;
         row.load_s = m.load_s;
         if m.untagged_peak_bytes > m.peak_bytes / 50 {
-            self.warnings.push(format!(
-                "{} bytes of the peak belong to no part: the breakdown does not add up",
-                m.untagged_peak_bytes
-            ));
+            self.warnings.push(Warning::UntaggedMemory {
+                bytes: m.untagged_peak_bytes as u64,
+            });
         }
-        let weights = (m.weight_bytes + m.embedding_bytes) as u64;
+        let weights_bytes = (m.weight_bytes + m.embedding_bytes) as u64;
         let cache = match m.device_memory {
             Some(device) => Some(device.l2_bytes),
             None => host::last_level_cache_bytes(),
         };
-        if let Some(cache) = cache.filter(|c| weights <= *c) {
-            self.warnings.push(format!(
-                "all weights ({:.1} MiB) fit the last-level cache ({} MiB): tok/s does not \
-                 predict that of larger models, and mbu, a share of the bandwidth of memory, can \
-                 exceed 1",
-                weights as f64 / f64::from(1 << 20),
-                cache >> 20
-            ));
+        if let Some(cache_bytes) = cache.filter(|c| weights_bytes <= *c) {
+            self.warnings.push(Warning::FitsCache {
+                weights_bytes,
+                cache_bytes,
+            });
         }
     }
 
@@ -187,35 +193,95 @@ impl Point {
         self.samples.extend(rows);
     }
 
-    /// Medians and spreads of what was timed.
-    pub(super) fn summarize_speed(&mut self) {
-        let of = |phase: &str, value: fn(&SampleRow) -> f64| -> Vec<f64> {
-            self.samples
-                .iter()
-                .filter(|s| s.phase == phase && !s.warmup)
-                .map(value)
-                .collect()
+    /// Rates of the timed repetitions in their order, tokens per second.
+    pub(super) fn rates(&self, phase: Phase) -> Vec<f64> {
+        self.timed(phase.word())
+            .map(|s| s.tokens as f64 / s.seconds)
+            .collect()
+    }
+
+    /// The timed repetitions of a phase, warm-ups left out.
+    fn timed<'s>(&'s self, phase: &'s str) -> impl Iterator<Item = &'s SampleRow> {
+        let own = move |s: &&SampleRow| s.phase == phase && !s.warmup;
+        self.samples.iter().filter(own)
+    }
+
+    /// Half the width of the median's interval over the median; `None` while there are too few
+    /// repetitions for an interval of 95 %.
+    pub(super) fn noise(&self, phase: Phase, seed: u64) -> Option<f64> {
+        median_interval(&self.rates(phase), seed)
+            .filter(|interval| interval.level >= medians::LEVEL)
+            .map(|interval| interval.noise())
+    }
+
+    /// Medians and spreads of what was timed, and what is to be doubted about them.
+    pub(super) fn summarize_speed(&mut self, seed: u64) {
+        let seconds = |phase: &str| self.timed(phase).map(|s| s.seconds).collect::<Vec<f64>>();
+        let warmup = |phase: Phase| {
+            let mut samples = self.samples.iter();
+            samples.find(|s| s.warmup && s.phase == phase.word())
         };
-        let rate = |s: &SampleRow| s.tokens as f64 / s.seconds;
-        let (prefill, decode) = (of("prefill", rate), of("decode", rate));
-        let ttft = of("ttft", |s| s.seconds);
+        let [prefill, decode] = [Phase::Prefill, Phase::Decode].map(|phase| self.rates(phase));
+        let intervals = [&prefill, &decode].map(|rates| median_interval(rates, seed));
+        let mut warnings: Vec<Warning> = [Phase::Prefill, Phase::Decode]
+            .into_iter()
+            .flat_map(|phase| {
+                let warmup_s = warmup(phase).map(|s| s.seconds);
+                doubts::repetitions(phase, warmup_s, &seconds(phase.word()))
+            })
+            .collect();
+        let generated = self.row.generated_tokens.unwrap_or(0);
+        warnings.extend(doubts::generated(generated, &seconds("decode")));
+        let ttft_s = stats::median(&seconds("ttft"));
+
         let row = &mut self.row;
         row.prefill_tok_s = stats::median(&prefill);
         row.prefill_tok_s_sd = stats::standard_deviation(&prefill);
+        row.prefill_tok_s_ci_low = intervals[0].map(|i| i.low);
+        row.prefill_tok_s_ci_high = intervals[0].map(|i| i.high);
         row.decode_tok_s = stats::median(&decode);
         row.decode_tok_s_sd = stats::standard_deviation(&decode);
-        row.ttft_s = stats::median(&ttft);
-        for (phase, median, sd) in [
-            ("prefill", row.prefill_tok_s, row.prefill_tok_s_sd),
-            ("decode", row.decode_tok_s, row.decode_tok_s_sd),
-        ] {
-            if let (Some(median), Some(sd)) = (median, sd)
-                && sd > 0.1 * median
-            {
-                self.warnings.push(format!(
-                    "{phase} speed varied by {:.0} % between repetitions: the machine was busy",
-                    100.0 * sd / median
-                ));
+        row.decode_tok_s_ci_low = intervals[1].map(|i| i.low);
+        row.decode_tok_s_ci_high = intervals[1].map(|i| i.high);
+        row.ttft_s = ttft_s;
+        self.timing = Some(TimingDetail {
+            repetitions: decode.len() as u64,
+            stopped_by: StopRule::Fixed,
+            prefill_noise: intervals[0].map(|i| i.noise()),
+            decode_noise: intervals[1].map(|i| i.noise()),
+            interval_level: intervals[1].map(|i| i.level),
+        });
+        self.warnings.extend(warnings);
+    }
+
+    /// Records by which rule the repetitions of a summarized point ended, and doubts a median that
+    /// is still less certain than `most_noise`.
+    pub(super) fn record_stop(&mut self, most_noise: Option<f64>, seed: u64) {
+        let phases = [Phase::Prefill, Phase::Decode];
+        let noise = phases.map(|phase| (phase, self.noise(phase, seed)));
+        let failed = self.state == State::Failed;
+        let Some(timing) = &mut self.timing else {
+            return;
+        };
+        let Some(most_noise) = most_noise.filter(|_| !failed) else {
+            if failed {
+                timing.stopped_by = StopRule::CutShort;
+            }
+            return;
+        };
+        timing.stopped_by = StopRule::Noise;
+        for (phase, noise) in noise {
+            match noise {
+                Some(noise) if noise <= most_noise => {}
+                noise => {
+                    timing.stopped_by = StopRule::MaxReps;
+                    self.warnings.extend(noise.map(|noise| Warning::StillNoisy {
+                        phase,
+                        noise,
+                        most_noise,
+                        repetitions: timing.repetitions,
+                    }));
+                }
             }
         }
     }

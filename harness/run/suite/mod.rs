@@ -2,10 +2,12 @@
 
 mod cell;
 mod choices;
+mod differences;
 mod divergence;
 mod roofline;
 mod rows;
 mod scoring;
+mod speed_pairs;
 mod sweep;
 mod telemetry;
 mod texts;
@@ -15,9 +17,11 @@ pub use texts::CALIBRATION_WINDOW;
 
 use self::cell::{Cell, Point, State, Step};
 use self::choices::ChoiceSet;
+use self::differences::Differences;
 use self::scoring::Scoring;
 use self::telemetry::Watched;
 use self::texts::{Texts, windows_of};
+use super::altered;
 use super::child::{Child, Ending, Outcome};
 use super::host;
 use super::job::{
@@ -26,6 +30,7 @@ use super::job::{
 use super::progress::Progress;
 use crate::data::protocol::Protocol;
 use crate::device::DeviceChoice;
+use crate::measure::doubts;
 use crate::measure::speed::Workload;
 use crate::measure::stats;
 use crate::measure::telemetry::Telemetry;
@@ -36,8 +41,9 @@ use crate::packed::gpu::Choice;
 use crate::quant::{self, QuantMethod};
 use crate::report::Tables;
 use crate::report::record::{
-    CellDetail, METRICS_VERSION, ModelInfo, ResultRow, RunInfo, Status, TextInfo,
+    CellDetail, METRICS_VERSION, ModelInfo, ResultRow, RunInfo, SpeedPairRow, Status, TextInfo,
 };
+use crate::report::warning::Warning;
 use crate::{Error, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -81,6 +87,7 @@ pub struct Options {
     pub kernels: Choice,
     /// Whether a GPU's decode steps are recorded and replayed.
     pub graphs: bool,
+    /// Timed repetitions at least.
     pub reps: usize,
     pub threads: usize,
     pub seed: u64,
@@ -101,6 +108,11 @@ pub struct Options {
     pub kl_cache_bytes: usize,
     /// Whether the reference's noise floor is measured too.
     pub noise_floor: bool,
+    /// Timed repetitions at most: `reps` without `max_noise`.
+    pub max_reps: usize,
+    /// Repetitions go on until the 95 % interval of every median is this narrow: half its width
+    /// over the median.
+    pub max_noise: Option<f64>,
 }
 
 /// How a run ended.
@@ -140,9 +152,12 @@ struct Suite<'a> {
     /// Of the GPU that is timed, if it is one that can be asked.
     telemetry: Option<Telemetry>,
     /// Warnings of the model's source and of the texts, for every row.
-    common_warnings: Vec<String>,
+    common_warnings: Vec<Warning>,
     /// What is compared with the reference token by token, if anything is.
     divergence: Option<DivergenceJob>,
+    differences: Differences,
+    /// Empty until everything is timed.
+    speed_pairs: Vec<SpeedPairRow>,
 }
 
 /// Runs everything. [`Error`]s are wrong arguments or unusable inputs; failures of single cells
@@ -193,7 +208,7 @@ pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> R
 fn check(options: &Options) -> Result<()> {
     let least = |list: &[usize]| list.iter().copied().min().unwrap_or(1);
     for (name, value) in [
-        ("--reps", options.reps),
+        ("--reps", options.reps.min(options.max_reps)),
         ("--prompt-tokens", options.prompt_tokens),
         ("--batch", least(&options.batch)),
         ("--context", least(&options.context)),
@@ -377,8 +392,13 @@ impl<'a> Suite<'a> {
             ..
         } = texts;
 
-        let mut common_warnings = source.warnings();
-        common_warnings.extend(warnings);
+        let of_source = source.warnings().into_iter();
+        let mut common_warnings: Vec<Warning> = of_source
+            .map(|words| Warning::Source { words })
+            .chain(warnings)
+            .collect();
+        let altered = altered::asked().map(|factors| Warning::AlteredTimes { factors });
+        common_warnings.extend(altered);
         let reference = match &options.reference {
             Some(id) => Some(quant::parse(id)?.id()),
             None => None,
@@ -419,6 +439,8 @@ impl<'a> Suite<'a> {
             telemetry: None,
             common_warnings,
             divergence: None,
+            differences: Differences::default(),
+            speed_pairs: vec![],
         };
         for (method, timed) in &methods {
             // Of a reference that is there for quality, one row is enough.
@@ -470,6 +492,7 @@ impl<'a> Suite<'a> {
             row: row(workload),
             samples: vec![],
             warnings: vec![],
+            timing: None,
             watched: Watched::default(),
         };
         let points = if timed { self.workloads.len() } else { 1 };
@@ -721,10 +744,8 @@ impl<'a> Suite<'a> {
         }
         let uncompared: u64 = cell.divergences.iter().map(|d| d.nonfinite_tokens).sum();
         if uncompared > 0 {
-            cell.warnings.push(format!(
-                "{uncompared} of the tokens compared with the reference were not finite in one of \
-                 the two; they are left out"
-            ));
+            cell.warnings
+                .push(Warning::UncomparedTokens { tokens: uncompared });
         }
         stage.finish(&format!("{}, {peak}", self.scored_line(i)));
         self.note_choices(i);
@@ -735,25 +756,30 @@ impl<'a> Suite<'a> {
     fn scored_line(&mut self, i: usize) -> String {
         let cell = &mut self.cells[i];
         let mut parts = vec![];
-        for (protocol, texts) in self
+        let texts = self.texts.len();
+        for (p, (protocol, texts)) in self
             .protocols
             .iter()
-            .zip(cell.scores.chunks(self.texts.len()))
+            .zip(cell.scores.chunks(texts))
+            .enumerate()
         {
             let (id, scores) = (protocol.id(), texts.concat());
-            let nonfinite: u64 = scores.iter().map(|s| s.nonfinite_tokens).sum();
-            if nonfinite > 0 {
-                cell.warnings.push(format!(
-                    "{nonfinite} of the tokens scored under {id} had no finite likelihood; they \
-                     are left out"
-                ));
-            }
+            cell.warnings.extend(match p {
+                0 => doubts::quality(&scores, &id),
+                _ => doubts::nonfinite(&scores, &id).into_iter().collect(),
+            });
             parts.push(match stats::mean_nll(&scores).map(f64::exp) {
                 Some(p) => format!("{p:.4} ({id}, {} windows)", scores.len()),
                 None => format!("no finite likelihood ({id})"),
             });
         }
         parts.join(", ")
+    }
+
+    /// Records a doubt that is about the machine, not about a row.
+    fn doubt_machine(&mut self, warning: Warning) {
+        self.info.warnings.push(warning.to_string());
+        self.info.machine_warnings.push(warning);
     }
 
     fn write(&self, complete: bool) -> Result<()> {

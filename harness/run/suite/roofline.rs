@@ -9,6 +9,7 @@ use crate::Result;
 use crate::measure::roofline::buffer_bytes;
 use crate::report::format::number;
 use crate::report::record::Roofline;
+use crate::report::warning::Warning;
 
 impl Suite<'_> {
     /// Measures the machine in a fresh child, alone, with the threads that the timing will use.
@@ -26,7 +27,9 @@ impl Suite<'_> {
             Outcome::Event(Event::Roofline(measured)) => {
                 child.finish();
                 stage.finish(&in_words(&measured));
-                self.info.warnings.extend(doubt(&measured));
+                if let Some(doubt) = doubt(&measured) {
+                    self.doubt_machine(doubt);
+                }
                 self.info.roofline = Some(Roofline {
                     last_level_cache_bytes: caches,
                     ..*measured
@@ -37,10 +40,9 @@ impl Suite<'_> {
             Outcome::Failed(ending) => ending,
             Outcome::Event(_) | Outcome::Done => lost(),
         };
-        self.info.warnings.push(format!(
-            "the machine's own rates were not measured ({}), so mbu and mfu are empty",
-            one_line(&ending.message)
-        ));
+        self.doubt_machine(Warning::RatesNotMeasured {
+            why: one_line(&ending.message),
+        });
         Ok(true)
     }
 
@@ -63,13 +65,9 @@ impl Suite<'_> {
 /// Spread of the passes up to which their best is what the machine can do.
 const MOST_SPREAD: f64 = 0.25;
 
-fn doubt(roofline: &Roofline) -> Option<String> {
+fn doubt(roofline: &Roofline) -> Option<Warning> {
     let spread = roofline.spread.filter(|spread| *spread > MOST_SPREAD)?;
-    Some(format!(
-        "the machine was busy while its rates were measured (they varied by {:.0} %): mbu and mfu \
-         may be too high",
-        100.0 * spread
-    ))
+    Some(Warning::BusyMachine { spread })
 }
 
 fn in_words(roofline: &Roofline) -> String {
@@ -95,7 +93,9 @@ mod tests {
             ..Roofline::default()
         };
         assert_eq!(doubt(&with(0.2)), None);
-        let words = doubt(&with(0.6)).unwrap();
-        assert!(words.contains("60 %"), "{words}");
+        assert_eq!(
+            doubt(&with(0.6)),
+            Some(Warning::BusyMachine { spread: 0.6 })
+        );
     }
 }

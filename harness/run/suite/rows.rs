@@ -4,10 +4,14 @@ use super::cell::{Cell, Point};
 use super::{OVERALL, Suite, divergence};
 use crate::data::protocol::Protocol;
 use crate::measure::divergence::{WindowDivergence, perplexity_ratio};
+use crate::measure::doubts;
 use crate::measure::quality::WindowScore;
 use crate::measure::stats;
 use crate::report::Tables;
-use crate::report::record::{PairRow, QualityRow, ResultRow, RunInfo, WindowRow};
+use crate::report::record::{
+    CellDetail, PairRow, QualityRow, ResultRow, RunInfo, WindowRow, WorkloadDetail,
+};
+use crate::report::warning::{self, Warning};
 
 impl Suite<'_> {
     /// All rows as they stand.
@@ -58,7 +62,7 @@ impl Suite<'_> {
                 divergence::record(cell, &mut quality_columns, detail);
                 let compared = reference.filter(|r| (&r.id, &r.kv) != (&cell.id, &cell.kv));
                 if let Some(reference) = compared {
-                    let (of, with) = (reference.scores.concat(), cell.scores.concat());
+                    let [of, with] = [reference, cell].map(|c| self.first_scores(c));
                     let ratio = perplexity_ratio(&of, &with);
                     quality_columns.perplexity_ratio = ratio.map(|r| r.0);
                     quality_columns.perplexity_ratio_se = ratio.and_then(|r| r.1);
@@ -69,13 +73,16 @@ impl Suite<'_> {
                 let samples = cell.points.iter().flat_map(|p| &p.samples);
                 tables.samples.extend(samples.cloned());
             }
-            for point in &cell.points {
-                tables
-                    .results
-                    .push(result_row(cell, point, &quality_columns));
+            for (p, point) in cell.points.iter().enumerate() {
+                let mut row = result_row(point, &quality_columns);
+                let warnings = self.warnings_of(cell, point, reference, &row);
+                row.warnings = warning::joined(&warnings);
+                enter(detail, p, &row, point, warnings);
+                tables.results.push(row);
             }
         }
         tables.pairs = self.pair_rows();
+        tables.speed_pairs = self.speed_pairs.clone();
         tables
     }
 
@@ -87,6 +94,12 @@ impl Suite<'_> {
         // A model without weights has protocols, and no texts.
         let texts = self.texts.len().max(1);
         self.protocols.iter().zip(cell.scores.chunks(texts))
+    }
+
+    /// All windows under the first protocol.
+    fn first_scores(&self, cell: &Cell) -> Vec<WindowScore> {
+        let mut protocols = self.by_protocol(cell);
+        protocols.next().map_or_else(Vec::new, |(_, s)| s.concat())
     }
 
     /// Name and scores of every text that was scored under a protocol, then of all of them.
@@ -135,8 +148,12 @@ impl Suite<'_> {
         let scored_bytes: u64 = scores.iter().map(|s| s.scored_bytes).sum();
         let nll_sum: f64 = scores.iter().map(|s| s.nll_sum_nats).sum();
         let delta = of_reference.and_then(|of_reference| {
-            let block = protocol.block_windows();
-            stats::paired_difference(of_reference, scores, block, self.options.seed)
+            let against = self.reference.as_deref().unwrap_or_default();
+            let text = format!("{dataset} {}", protocol.id());
+            self.differences.of(against, &cell.title, &text, || {
+                let block = protocol.block_windows();
+                stats::paired_difference(of_reference, scores, block, self.options.seed)
+            })
         });
         Some(QualityRow {
             run_id: self.info.run_id.clone(),
@@ -191,6 +208,32 @@ impl Suite<'_> {
         rows
     }
 
+    /// All doubts about a row, those that need the reference included.
+    fn warnings_of(
+        &self,
+        cell: &Cell,
+        point: &Point,
+        reference: Option<&Cell>,
+        row: &ResultRow,
+    ) -> Vec<Warning> {
+        let mut warnings = [&cell.warnings[..], &point.warnings].concat();
+        if cell.measured {
+            let against = reference.filter(|r| r.title != cell.title);
+            let difference = against.and_then(|reference| {
+                let [of, with] = [reference, cell].map(|c| self.first_scores(c));
+                doubts::difference(&of, &with)
+            });
+            warnings.extend(difference);
+            warnings.extend(doubts::divergence(row.kl_mean_nats, row.kl_p99_nats));
+        }
+        match cell.method.noise_floor_of() {
+            _ if cell.timed => {}
+            Some(of) => warnings.push(Warning::NoiseFloor { of }),
+            None => warnings.push(Warning::ReferenceOnly),
+        }
+        warnings
+    }
+
     fn pair_rows(&self) -> Vec<PairRow> {
         // The file names precisions only, so all of them with one cache: the first.
         let first = self.options.kv.first();
@@ -213,10 +256,12 @@ impl Suite<'_> {
         for ((protocol, of_a), (_, of_b)) in self.by_protocol(a).zip(self.by_protocol(b)) {
             let (of_a, of_b) = (self.scored_texts(of_a), self.scored_texts(of_b));
             for ((dataset, of_a), (_, of_b)) in of_a.iter().zip(&of_b) {
-                let (block, seed) = (protocol.block_windows(), self.options.seed);
-                let Some(d) = stats::paired_difference(of_a, of_b, block, seed) else {
-                    continue;
-                };
+                let text = format!("{dataset} {}", protocol.id());
+                let difference = self.differences.of(&a.title, &b.title, &text, || {
+                    let block = protocol.block_windows();
+                    stats::paired_difference(of_a, of_b, block, self.options.seed)
+                });
+                let Some(d) = difference else { continue };
                 rows.push(PairRow {
                     run_id: self.info.run_id.clone(),
                     protocol: protocol.id(),
@@ -234,15 +279,7 @@ impl Suite<'_> {
 }
 
 /// The row of a point, with the quality of its cell.
-fn result_row(cell: &Cell, point: &Point, quality: &ResultRow) -> ResultRow {
-    let mut warnings = [&cell.warnings[..], &point.warnings].concat();
-    match cell.method.noise_floor_of() {
-        _ if cell.timed => {}
-        Some(of) => warnings.push(format!("the noise floor of {of}: not timed")),
-        None => warnings.push("measured as the reference only; its speed was not asked for".into()),
-    }
-    // The separator of the column must not stand inside a warning.
-    let warnings: Vec<String> = warnings.iter().map(|w| w.replace("; ", ", ")).collect();
+fn result_row(point: &Point, quality: &ResultRow) -> ResultRow {
     ResultRow {
         perplexity: quality.perplexity,
         perplexity_se: quality.perplexity_se,
@@ -265,7 +302,21 @@ fn result_row(cell: &Cell, point: &Point, quality: &ResultRow) -> ResultRow {
         perplexity_ratio: quality.perplexity_ratio,
         perplexity_ratio_se: quality.perplexity_ratio_se,
         nonfinite_tokens: quality.nonfinite_tokens,
-        warnings: warnings.join("; "),
         ..point.row.clone()
+    }
+}
+
+/// Enters the timing and warnings of point `p` where `run.json` keeps them. A further point that
+/// failed before its memory was known has no place there; its row says why.
+fn enter(detail: &mut CellDetail, p: usize, row: &ResultRow, point: &Point, of: Vec<Warning>) {
+    let own = |w: &&mut WorkloadDetail| {
+        (Some(w.batch), Some(w.prompt_tokens)) == (row.batch, row.prompt_tokens)
+    };
+    if p == 0 {
+        detail.timing = point.timing.clone();
+        detail.warnings = of;
+    } else if let Some(workload) = detail.further.iter_mut().find(own) {
+        workload.timing = point.timing.clone();
+        workload.warnings = of;
     }
 }

@@ -12,6 +12,7 @@ use crate::measure::quality::{ScoredText, TokenStream};
 use crate::model::config::Config;
 use crate::model::tokenizer::Tokenizer;
 use crate::report::record::{ProtocolInfo, ProtocolText, TokenizerInfo};
+use crate::report::warning::Warning;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -30,7 +31,7 @@ pub(super) struct Scoring {
     pub(super) texts: Vec<ScoredText>,
     pub(super) protocols: Vec<ProtocolInfo>,
     pub(super) tokenizer: TokenizerInfo,
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Warning>,
 }
 
 /// The protocols that the options name, each once.
@@ -106,15 +107,13 @@ impl Scoring {
             let mut cut = protocol.windows(&lengths, special);
             cut.truncate(set.manifest.take_windows.unwrap_or(usize::MAX));
             if cut.is_empty() {
-                let windows = match protocol.least_windows {
-                    1 => "a window".to_string(),
-                    n => format!("{n} windows"),
-                };
-                self.warnings.push(format!(
-                    "dataset `{name}` has {tokens} tokens, too few for {windows} of {} under {id}: \
-                     not used",
-                    protocol.window
-                ));
+                self.warnings.push(Warning::ShortText {
+                    dataset: name.clone(),
+                    tokens: tokens as u64,
+                    windows: protocol.least_windows as u64,
+                    window_tokens: protocol.window as u64,
+                    protocol: id.clone(),
+                });
             }
             infos.push(ProtocolText {
                 name: name.clone(),
@@ -138,12 +137,12 @@ impl Scoring {
             info.windows = taken as u64;
             let twice = self.begin_with_two(&windows, special.bos);
             if twice > 0 {
-                self.warnings.push(format!(
-                    "{twice} windows of dataset `{}` begin with two BOS tokens (id {}) under {id}: \
-                     the text holds one already",
-                    info.name,
-                    special.bos.unwrap_or_default()
-                ));
+                self.warnings.push(Warning::TwoBos {
+                    dataset: info.name.clone(),
+                    windows: twice as u64,
+                    id: special.bos.unwrap_or_default(),
+                    protocol: id.clone(),
+                });
             }
             self.texts.push(ScoredText {
                 protocol: id.clone(),
@@ -214,17 +213,9 @@ fn special_tokens(tokenizer: &Tokenizer, config: &Config) -> SpecialTokens {
 }
 
 /// A doubt where the files beside the tokenizer say something else than it does.
-fn disagreement(tokenizer: &Tokenizer) -> Option<String> {
+fn disagreement(tokenizer: &Tokenizer) -> Option<Warning> {
     let declared = tokenizer.declared().adds_bos?;
-    let (says, does) = match (declared, tokenizer.bos()) {
-        (true, None) => ("a BOS is to be put before texts", "puts none"),
-        (false, Some(_)) => ("no BOS is to be put before texts", "puts one"),
-        _ => return None,
-    };
-    Some(format!(
-        "the model's files say that {says}, but its tokenizer {does}: what the tokenizer does was \
-         used"
-    ))
+    (declared != tokenizer.bos().is_some()).then_some(Warning::BosDisagrees { declared })
 }
 
 fn token_stream(

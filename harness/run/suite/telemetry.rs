@@ -53,7 +53,9 @@ impl Suite<'_> {
                     missing: why,
                     ..GpuTelemetry::default()
                 };
-                self.info.warnings.extend(warnings(&missing));
+                for warning in warnings(&missing) {
+                    self.doubt_machine(warning);
+                }
             }
         }
     }

@@ -9,6 +9,7 @@ use crate::hash::sha256;
 use crate::model::config::Config;
 use crate::model::tokenizer::Tokenizer;
 use crate::report::record::{ProtocolText, TextInfo};
+use crate::report::warning::Warning;
 use crate::{Error, Result};
 
 /// All texts of a run.
@@ -21,7 +22,7 @@ pub(super) struct Texts {
     /// Ids that the speed test's prompts are cut from.
     pub(super) prompts: Vec<u32>,
     pub(super) tokenizer_sha256: String,
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Warning>,
 }
 
 /// A calibration text with its tokens.
@@ -37,7 +38,8 @@ impl Texts {
         tokenizer.check(config)?;
         let sets = data::select(&options.datasets, Kind::Evaluation)?;
         let scoring = Scoring::new(&sets, protocols, &tokenizer, config, options.limit)?;
-        let mut warnings: Vec<String> = sets.iter().flat_map(Dataset::warnings).collect();
+        let of_sets = sets.iter().flat_map(Dataset::warnings);
+        let mut warnings: Vec<Warning> = of_sets.map(|words| Warning::Text { words }).collect();
         warnings.extend_from_slice(&scoring.warnings);
         let evaluation: Vec<TextInfo> = sets
             .into_iter()

@@ -11,7 +11,8 @@ use super::Suite;
 use super::cell::{Point, State, lost};
 use crate::Result;
 use crate::measure::telemetry::Telemetry;
-use crate::report::record::Status;
+use crate::report::record::{Status, StopRule};
+use crate::report::warning::Phase;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -54,34 +55,28 @@ impl Suite<'_> {
             None => (host::available_memory_bytes(), needed),
         };
         let together = free.is_none_or(|free| needed < free / 5 * 4);
-        let reps = self.options.reps;
+        let most = self.options.max_reps;
         let stage = self
             .progress
-            .stage("timing", count * (reps + 1), "repetitions");
+            .stage("timing", count * (most + 1), "repetitions");
         let mut rng = ChaCha8Rng::seed_from_u64(self.options.seed);
         let mut progress = Progress {
             stage: &stage,
             done: 0,
         };
         let going = if together {
-            self.time_group(&precisions, 0..reps, &mut rng, &mut progress)?
+            self.time_group(&precisions, 0..most, &mut rng, &mut progress)?
         } else {
-            // They do not fit together: one at a time, forth and back, so that a drift of the
-            // machine hits all of them alike.
-            let half = reps.div_ceil(2);
-            let one = std::slice::from_ref;
-            let mut going = true;
-            for turns in &precisions {
-                going = going && self.time_group(one(turns), 0..half, &mut rng, &mut progress)?;
-            }
-            for turns in precisions.iter().rev() {
-                going = going
-                    && (half == reps
-                        || self.time_group(one(turns), half..reps, &mut rng, &mut progress)?);
-            }
-            going
+            self.time_passes(&precisions, &mut rng, &mut progress)?
         };
+        for turn in precisions.iter().flatten() {
+            self.summarize(turn.cell, turn.point, going);
+        }
+        self.speed_pairs = self.compare_speeds();
         if going {
+            let turns = precisions.iter().flatten();
+            let reps = turns.map(|t| self.point(t).rates(Phase::Decode).len());
+            let reps = reps.max().unwrap_or(0);
             stage.finish(&match &self.workloads[..] {
                 [one] => format!(
                     "{reps} repetitions of {} + {} tokens each",
@@ -94,12 +89,71 @@ impl Suite<'_> {
                 ),
             });
         }
-        for turn in precisions.iter().flatten() {
-            self.cells[turn.cell].points[turn.point].summarize_speed();
-            self.record_shares(turn.cell, turn.point);
-            self.record_telemetry(turn.cell, turn.point);
-        }
         Ok(going)
+    }
+
+    /// Times precisions that do not fit together: one at a time, forth and back, so that a drift
+    /// of the machine hits all of them alike. Two passes make the least repetitions; where that is
+    /// not enough, further ones follow.
+    fn time_passes(
+        &mut self,
+        precisions: &[Vec<Turn>],
+        rng: &mut ChaCha8Rng,
+        progress: &mut Progress,
+    ) -> Result<bool> {
+        let (least, most) = (self.options.reps, self.options.max_reps);
+        let half = least.div_ceil(2);
+        let mut forth = true;
+        let mut done = 0;
+        while done < most && !self.steady(done) {
+            let until = match done < least {
+                true => (done + half).min(least),
+                false => (done + half).min(most),
+            };
+            let mut order: Vec<&Vec<Turn>> = precisions.iter().collect();
+            if !forth {
+                order.reverse();
+            }
+            for turns in order {
+                let one = std::slice::from_ref(turns);
+                if !self.time_group(one, done..until, rng, progress)? {
+                    return Ok(false);
+                }
+            }
+            (done, forth) = (until, !forth);
+        }
+        Ok(true)
+    }
+
+    /// Whether, after so many repetitions, every median is as certain as was asked for.
+    fn steady(&self, repetitions: usize) -> bool {
+        let (Some(most_noise), true) = (self.options.max_noise, repetitions >= self.options.reps)
+        else {
+            return false;
+        };
+        let timed = self.cells.iter().filter(|c| c.measured && c.timed);
+        timed
+            .flat_map(|cell| &cell.points)
+            .filter(|point| point.state == State::Measured)
+            .all(|point| {
+                [Phase::Prefill, Phase::Decode].into_iter().all(|phase| {
+                    let noise = point.noise(phase, self.options.seed);
+                    noise.is_some_and(|noise| noise <= most_noise)
+                })
+            })
+    }
+
+    /// Turns the repetitions of a point into its row, and says why they ended.
+    fn summarize(&mut self, cell: usize, point: usize, going: bool) {
+        let options = self.options;
+        let timed = &mut self.cells[cell].points[point];
+        timed.summarize_speed(options.seed);
+        timed.record_stop(options.max_noise.filter(|_| going), options.seed);
+        if let (Some(timing), false) = (&mut timed.timing, going) {
+            timing.stopped_by = StopRule::CutShort;
+        }
+        self.record_shares(cell, point);
+        self.record_telemetry(cell, point);
     }
 
     /// What is to be timed, by precision.
@@ -188,6 +242,9 @@ impl Suite<'_> {
                         Err(Stop) => return Ok(false),
                     }
                 }
+            }
+            if !warmup && self.steady(rep + 1) {
+                break;
             }
         }
         for child in children.into_iter().flatten() {
