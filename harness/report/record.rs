@@ -334,6 +334,23 @@ pub struct CellDetail {
     pub gpu: Option<GpuTelemetry>,
     pub started_at: String,
     pub duration_s: f64,
+    /// Whether the weights were quantized by an earlier run of the same program, with the same
+    /// texts; `quantize_s` then is what it took there.
+    #[serde(default)]
+    pub weights_from_cache: bool,
+}
+
+/// Finished work of earlier runs in the same folder that a run took over from its journal.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reused {
+    pub quantized: u64,
+    pub measured: u64,
+    pub rooflines: u64,
+    /// Repetitions, warm-ups not counted.
+    pub timed_turns: u64,
+    /// What all of it took then.
+    pub seconds: f64,
 }
 
 /// Everything about a run that is not a table: `run.json`.
@@ -365,4 +382,6 @@ pub struct RunInfo {
     pub warnings: Vec<String>,
     /// Whether every cell was reached (false after Ctrl-C or a crash).
     pub complete: bool,
+    #[serde(default)]
+    pub reused: Reused,
 }

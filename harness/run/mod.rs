@@ -4,10 +4,14 @@
 //! that file and measures memory and quality; at the end *time* children take turns. A child that
 //! dies costs its own row and nothing else.
 
+pub mod cache;
 pub mod child;
 pub mod host;
 pub mod job;
+pub mod journal;
+pub mod keys;
 pub mod progress;
 pub mod quantize;
 pub mod suite;
+pub mod suite_file;
 pub mod worker;

@@ -1,6 +1,6 @@
 //! All rows of a run as they stand.
 
-use super::cell::{Cell, Point};
+use super::cell::{Cell, Point, State};
 use super::{OVERALL, Suite};
 use crate::measure::quality::WindowScore;
 use crate::measure::stats;
@@ -14,7 +14,7 @@ impl Suite<'_> {
         let mut tables = Tables {
             info: RunInfo {
                 finished_at: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-                duration_s: self.started.elapsed().as_secs_f64(),
+                duration_s: self.started.elapsed().as_secs_f64() + self.info.reused.seconds,
                 complete,
                 cells: self.cells.iter().map(|c| c.detail.clone()).collect(),
                 ..self.info.clone()
@@ -55,7 +55,8 @@ impl Suite<'_> {
                 let samples = cell.points.iter().flat_map(|p| &p.samples);
                 tables.samples.extend(samples.cloned());
             }
-            for point in &cell.points {
+            let asked = |p: &&Point| p.state != State::LeftOut;
+            for point in cell.points.iter().filter(asked) {
                 tables
                     .results
                     .push(result_row(cell, point, &quality_columns));
@@ -172,7 +173,7 @@ impl Suite<'_> {
 /// The row of a point, with the quality of its cell.
 fn result_row(cell: &Cell, point: &Point, quality: &ResultRow) -> ResultRow {
     let mut warnings = [&cell.warnings[..], &point.warnings].concat();
-    if !cell.timed {
+    if !cell.timed && cell.declared.is_none() {
         warnings.push("measured as the reference only; its speed was not asked for".into());
     }
     // The separator of the column must not stand inside a warning.
