@@ -199,13 +199,13 @@ impl RunArgs {
     /// Where quantized weights are cached, if anywhere.
     fn cache_choice(&self) -> Option<cache::Choice> {
         let folder = match (&self.cache, std::env::var_os(cache::VARIABLE)) {
-            _ if self.no_cache => None,
-            (Some(folder), _) => Some(folder.clone()),
-            (None, Some(word)) if word == "off" => None,
-            (None, Some(folder)) if !folder.is_empty() => Some(folder.into()),
-            _ => cache::platform_folder(),
+            _ if self.no_cache => return None,
+            (Some(folder), _) => folder.clone(),
+            (None, Some(word)) if word == "off" => return None,
+            (None, Some(folder)) if !folder.is_empty() => folder.into(),
+            _ => cache::platform_folder().unwrap_or_default(),
         };
-        folder.map(|folder| cache::Choice {
+        Some(cache::Choice {
             folder,
             limit_bytes: self.cache_limit as u64,
         })

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{quantbench, quick_run, stderr};
+use common::{quantbench, stderr};
 use quantbench::report::Tables;
 use quantbench::report::record::{ResultRow, Status};
 use rand::{Rng, SeedableRng};
@@ -27,10 +27,40 @@ fn ok(command: &mut Command) -> Output {
     output
 }
 
+/// A run of a second or two.
+fn quick(out: &Path, precisions: &str) -> Command {
+    let mut command = quantbench();
+    command.args([
+        "run",
+        "--limit",
+        "6",
+        "--prompt-tokens",
+        "16",
+        "--gen-tokens",
+        "4",
+    ]);
+    command.args(["--precisions", precisions, "--out"]).arg(out);
+    command
+}
+
 /// Two precisions with two batches: a few seconds of every kind of work.
+fn suite_of(out: &Path, reps: &str) -> Command {
+    let mut command = quick(out, "fp16,gptq-int4");
+    command.args(["--calibration-limit", "4", "--batch", "2,1", "--reps", reps]);
+    command
+}
+
 fn small_suite(out: &Path) -> Command {
-    let mut command = quick_run(out);
-    command.args(["--precisions", "fp16,gptq-int4", "--batch", "2,1"]);
+    suite_of(out, "2")
+}
+
+/// The same with a timing that is long enough to be hit.
+fn suite_to_kill(out: &Path) -> Command {
+    let mut command = quantbench();
+    command.args(["run", "--precisions", "fp16,gptq-int4", "--limit", "6"]);
+    command.args(["--calibration-limit", "4", "--batch", "2,1", "--reps", "4"]);
+    command.args(["--prompt-tokens", "128", "--gen-tokens", "48"]);
+    command.arg("--out").arg(out);
     command
 }
 
@@ -64,6 +94,7 @@ fn lasting(out: &Path) -> Vec<String> {
         assert_eq!(row.run_id, tables.info.run_id);
         assert!(row.decode_tok_s.is_some() && row.prefill_tok_s.is_some() && row.mbu.is_some());
         assert!(row.quantize_s.is_some() && row.load_s.is_some());
+        assert!(row.workspace_bytes.is_some() && row.peak_memory_bytes.is_some());
         let timeless = ResultRow {
             run_id: String::new(),
             prefill_tok_s: None,
@@ -72,6 +103,9 @@ fn lasting(out: &Path) -> Vec<String> {
             decode_tok_s_sd: None,
             ttft_s: None,
             peak_rss_bytes: None,
+            // Threads that happen to need their tiles at the same time need more together.
+            workspace_bytes: None,
+            peak_memory_bytes: None,
             quantize_s: None,
             load_s: None,
             mbu: None,
@@ -102,7 +136,7 @@ fn a_run_killed_again_and_again_ends_like_an_undisturbed_one() {
     let seed: u64 = std::env::var("QUANTBENCH_KILL_SEED").map_or(7, |n| n.parse().unwrap());
     let undisturbed = tempfile::tempdir().unwrap();
     let start = Instant::now();
-    ok(&mut small_suite(undisturbed.path()));
+    ok(&mut suite_to_kill(undisturbed.path()));
     let whole = start.elapsed();
     let expected = lasting(undisturbed.path());
     let records = identities(undisturbed.path()).len();
@@ -115,12 +149,12 @@ fn a_run_killed_again_and_again_ends_like_an_undisturbed_one() {
             if kills >= wanted {
                 break None;
             }
-            let mut process = small_suite(out.path())
+            let mut process = suite_to_kill(out.path())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
-            std::thread::sleep(whole.mul_f64(rng.random_range(0.0..0.5)));
+            std::thread::sleep(whole.mul_f64(rng.random_range(0.0..0.8)));
             if let Some(status) = process.try_wait().unwrap() {
                 // It was faster than its killer.
                 assert_eq!(status.code(), Some(0));
@@ -132,7 +166,7 @@ fn a_run_killed_again_and_again_ends_like_an_undisturbed_one() {
             let kept = fs::read(out.path().join(JOURNAL)).unwrap_or_default();
             records_at_kills.push(kept.iter().filter(|b| **b == b'\n').count());
         };
-        ok(&mut small_suite(out.path()));
+        ok(&mut suite_to_kill(out.path()));
         suites += 1;
         assert_eq!(lasting(out.path()), expected);
         let all = identities(out.path());
@@ -185,14 +219,14 @@ fn a_repeated_run_measures_only_what_is_new() {
     assert_eq!(repeated.reused.timed_turns, 8);
 
     // Other options: another run, with the same pieces and the missing turns of four points.
-    ok(small_suite(out).args(["--reps", "3"]));
+    ok(&mut suite_of(out, "3"));
     let more = Tables::read(out).unwrap();
     assert_ne!(more.info.run_id, info.run_id);
     assert_eq!(journal(out).len(), kept.len() + 1 + 4);
     assert_eq!(more.info.reused.timed_turns, 8);
     assert_eq!(more.samples.len(), 4 * 3 * (3 + 1));
     // Fewer use the first.
-    ok(small_suite(out).args(["--reps", "1"]));
+    ok(&mut suite_of(out, "1"));
     assert_eq!(Tables::read(out).unwrap().samples.len(), 4 * 3 * (1 + 1));
 
     let forced = stderr(&ok(small_suite(out).arg("--force")));
@@ -206,24 +240,24 @@ fn a_repeated_run_measures_only_what_is_new() {
 #[test]
 fn failed_cells_are_tried_again() {
     let out = tempfile::tempdir().unwrap();
-    let int8 = |more: &[&str]| {
-        let mut command = quick_run(out.path());
-        command.args(["--precisions", "fp16,rtn-int4"]).args(more);
-        run(&mut command)
+    let with = |more: &[&str]| {
+        run(quick(out.path(), "fp16,rtn-int4")
+            .args(["--reps", "2"])
+            .args(more))
     };
-    let output = int8(&["--memory-limit", "12M"]);
+    let output = with(&["--memory-limit", "12M"]);
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     let first = journal(out.path()).len();
     // The same again: only what failed is tried, and fails again.
-    let output = int8(&["--memory-limit", "12M"]);
+    let output = with(&["--memory-limit", "12M"]);
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert_eq!(journal(out.path()).len(), first);
     assert_eq!(Tables::read(out.path()).unwrap().info.reused.measured, 1);
     // How long a child may take is no part of what is asked for.
-    let output = int8(&["--timeout", "0.01"]);
+    let output = with(&["--timeout", "0.01"]);
     assert_eq!(output.status.code(), Some(3));
     let id = Tables::read(out.path()).unwrap().info.run_id;
-    let output = int8(&[]);
+    let output = with(&[]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let tables = Tables::read(out.path()).unwrap();
     assert_eq!(tables.info.run_id, id);
@@ -290,9 +324,12 @@ fn two_runs_in_one_folder_are_refused_and_a_dead_one_does_not_block() {
 /// A run whose weights are cached in `cache`, into a new folder: its tables and its log.
 fn cached(cache: &Path, more: &[&str]) -> (Tables, String) {
     let out = tempfile::tempdir().unwrap();
-    let mut command = quick_run(out.path());
-    command.args(["--precisions", "fp16,gptq-int4", "--cache"]);
-    let output = ok(command.arg(cache).args(more));
+    let mut command = quick(out.path(), "fp16,gptq-int4");
+    let output = ok(command
+        .arg("--cache")
+        .arg(cache)
+        .args(["--reps", "1"])
+        .args(more));
     (Tables::read(out.path()).unwrap(), stderr(&output))
 }
 
@@ -300,13 +337,13 @@ fn cached(cache: &Path, more: &[&str]) -> (Tables, String) {
 fn quantized_weights_are_cached_checked_and_limited() {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("cache");
-    let (first, _) = cached(&cache, &[]);
+    let (first, _) = cached(&cache, &["--calibration-limit", "4"]);
     let from_cache =
         |t: &Tables| -> Vec<bool> { t.info.cells.iter().map(|c| c.weights_from_cache).collect() };
     assert_eq!(from_cache(&first), [false, false]);
 
     // Another folder and other threads: nothing is quantized, and the time is that of making.
-    let (second, log) = cached(&cache, &["--threads", "1"]);
+    let (second, log) = cached(&cache, &["--calibration-limit", "4", "--threads", "1"]);
     assert_eq!(from_cache(&second), [true, true]);
     assert!(log.contains("from the cache"), "{log}");
     for (a, b) in first.results.iter().zip(&second.results) {
@@ -332,7 +369,7 @@ fn quantized_weights_are_cached_checked_and_limited() {
         bytes[middle] ^= 1;
         fs::write(&file, bytes).unwrap();
     }
-    let (third, log) = cached(&cache, &[]);
+    let (third, log) = cached(&cache, &["--calibration-limit", "4"]);
     assert!(log.contains("were damaged"), "{log}");
     assert_eq!(from_cache(&third), [false, false]);
     for (a, b) in first.info.cells.iter().zip(&third.info.cells) {
@@ -340,7 +377,10 @@ fn quantized_weights_are_cached_checked_and_limited() {
     }
 
     // Too small for anything, then without.
-    let (_, log) = cached(&dir.path().join("small"), &["--cache-limit", "1K"]);
+    let (_, log) = cached(
+        &dir.path().join("small"),
+        &["--calibration-limit", "1", "--cache-limit", "1K"],
+    );
     assert!(
         log.contains("is not cached") && log.contains("--cache-limit"),
         "{log}"
@@ -352,21 +392,20 @@ fn quantized_weights_are_cached_checked_and_limited() {
         0
     );
     let out = dir.path().join("out");
-    ok(quick_run(&out).args(["--precisions", "fp16", "--no-cache"]));
+    ok(quick(&out, "fp16").args(["--reps", "1", "--no-cache"]));
 }
 
 #[test]
 fn a_run_needs_no_home_and_no_cache() {
     let dir = tempfile::tempdir().unwrap();
-    let mut command = quick_run(&dir.path().join("a"));
-    command.args(["--precisions", "fp16"]);
+    let mut command = quick(&dir.path().join("a"), "fp16");
     for name in ["HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "QUANTBENCH_CACHE"] {
         command.env_remove(name);
     }
     let log = stderr(&ok(&mut command));
     assert_eq!(log.matches("are not cached").count(), 1, "{log}");
-    let mut command = quick_run(&dir.path().join("b"));
-    command.args(["--precisions", "fp16", "--cache", "/proc/nosuch"]);
+    let mut command = quick(&dir.path().join("b"), "fp16");
+    command.args(["--cache", "/proc/nosuch"]);
     let log = stderr(&ok(&mut command));
     assert_eq!(
         log.matches("are not cached: /proc/nosuch").count(),
@@ -378,23 +417,26 @@ fn a_run_needs_no_home_and_no_cache() {
 #[test]
 fn an_unfinished_run_shows_in_a_dry_run() {
     let out = tempfile::tempdir().unwrap();
-    let fp16 = |more: &[&str]| {
-        let mut command = quick_run(out.path());
-        command.args(["--precisions", "fp16,int8"]).args(more);
-        String::from_utf8(ok(&mut command).stdout).unwrap()
+    let shown_by = |more: &[&str]| {
+        let reps: &[&str] = match more.contains(&"--reps") {
+            true => &[],
+            false => &["--reps", "2"],
+        };
+        let mut command = quick(out.path(), "fp16,int8");
+        common::stdout(&ok(command.args(reps).args(more)))
     };
-    assert!(fp16(&["--dry-run"]).contains("2 cells, 0 of them done"));
+    assert!(shown_by(&["--dry-run"]).contains("2 cells, 0 of them done"));
     assert!(!out.path().join(JOURNAL).exists());
-    fp16(&["--reps", "1"]);
-    let shown = fp16(&["--dry-run"]);
+    shown_by(&["--reps", "1"]);
+    let shown = shown_by(&["--dry-run"]);
     assert!(
         shown.contains("quantized, measured, 1 of 2 repetitions"),
         "{shown}"
     );
-    fp16(&[]);
-    let shown = fp16(&["--dry-run"]);
+    shown_by(&[]);
+    let shown = shown_by(&["--dry-run"]);
     assert!(shown.contains("2 cells, 2 of them done"), "{shown}");
-    let shown = fp16(&["--dry-run", "--force"]);
+    let shown = shown_by(&["--dry-run", "--force"]);
     assert!(shown.contains("2 cells, 0 of them done"), "{shown}");
     let mut bare = quantbench();
     let shown = ok(bare

@@ -145,14 +145,11 @@ impl Suite<'_> {
         let job = self.quantize_job(i);
         let cell = &mut self.cells[i];
         let key = self.keys.quantize(&job, cell.method.as_ref());
-        if let Some(teller) = Teller::kept(&self.journal, &key) {
-            return Ok(match self.hear_quantized(i, teller)? {
-                Ok(result) => {
-                    self.cells[i].record_quantized(result);
-                    Step::Done
-                }
-                Err(step) => step,
-            });
+        if let Some(mut teller) = Teller::kept(&self.journal, &key) {
+            return match self.hear_quantized(i, &mut teller) {
+                Ok(result) => self.enter_quantized(i, teller, result),
+                Err(step) => Ok(step),
+            };
         }
         let shared = self.keys.weights(&job, cell.method.as_ref());
         if let Some(result) = self.shelf.take(&cell.id, &shared, self.progress) {
@@ -167,52 +164,58 @@ impl Suite<'_> {
             cell.record_quantized(result);
             return Ok(Step::Done);
         }
-        let teller = Teller::start(&job, key, self.options.threads, self.timeout())?;
-        Ok(match self.hear_quantized(i, teller)? {
+        let mut teller = Teller::start(&job, key, self.options.threads, self.timeout())?;
+        match self.hear_quantized(i, &mut teller) {
             Ok(result) => {
-                let cell = &mut self.cells[i];
-                self.shelf.keep(&cell.id, &shared, &result, self.progress);
-                cell.record_quantized(result);
-                Step::Done
+                let id = &self.cells[i].id;
+                self.shelf.keep(id, &shared, &result, self.progress);
+                self.enter_quantized(i, teller, result)
             }
-            Err(step) => step,
-        })
+            Err(step) => Ok(step),
+        }
+    }
+
+    fn enter_quantized(
+        &mut self,
+        i: usize,
+        teller: Teller,
+        result: QuantizeResult,
+    ) -> Result<Step> {
+        let cell = &mut self.cells[i];
+        cell.detail.started_at = teller.started_at.clone();
+        cell.took_s += teller.seconds();
+        cell.record_quantized(result);
+        teller.keep(&mut self.journal, &mut self.info.reused, |r| {
+            &mut r.quantized
+        })?;
+        Ok(Step::Done)
     }
 
     /// Listens to a quantizing child to its end.
     fn hear_quantized(
-        &mut self,
+        &self,
         i: usize,
-        mut teller: Teller,
-    ) -> Result<std::result::Result<QuantizeResult, Step>> {
+        teller: &mut Teller,
+    ) -> std::result::Result<QuantizeResult, Step> {
         let layers = self.info.model.layers as usize;
-        let cell = &mut self.cells[i];
-        let stage = self
-            .progress
-            .stage(&format!("{} quantize", cell.id), layers, "blocks");
+        let label = format!("{} quantize", self.cells[i].id);
+        let stage = self.progress.stage(&label, layers, "blocks");
         let mut result: Option<QuantizeResult> = None;
         loop {
             match teller.next(self.interrupted) {
                 Outcome::Event(Event::Progress { done, .. }) => stage.set(done),
                 Outcome::Event(Event::Quantized(r)) => result = Some(r),
-                Outcome::Event(other) => return Ok(Err(Step::unexpected(&other))),
-                Outcome::Failed(ending) => return Ok(Err(Step::Failed(ending))),
-                Outcome::Interrupted => return Ok(Err(Step::Interrupted)),
+                Outcome::Event(other) => return Err(Step::unexpected(&other)),
+                Outcome::Failed(ending) => return Err(Step::Failed(ending)),
+                Outcome::Interrupted => return Err(Step::Interrupted),
                 Outcome::Done => break,
             }
         }
-        let Some(result) = result else {
-            return Ok(Err(Step::silent()));
-        };
+        let result = result.ok_or_else(Step::silent)?;
         if teller.is_live() {
             stage.finish(&format!("{:.1} s", result.quantize_s));
         }
-        cell.detail.started_at = teller.started_at.clone();
-        cell.took_s += teller.seconds();
-        teller.keep(&mut self.journal, &mut self.info.reused, |r| {
-            &mut r.quantized
-        })?;
-        Ok(Ok(result))
+        Ok(result)
     }
 
     /// Sees to it that a child can read the weights of a cell, whose numbers are known.
@@ -239,8 +242,8 @@ impl Suite<'_> {
             Some(result) => result,
             None => {
                 let key = self.keys.quantize(&job, method);
-                let teller = Teller::start(&job, key, self.options.threads, self.timeout())?;
-                match self.hear_quantized(first, teller)? {
+                let mut teller = Teller::start(&job, key, self.options.threads, self.timeout())?;
+                match self.hear_quantized(first, &mut teller) {
                     Ok(result) => {
                         self.shelf.keep(&id, &shared, &result, self.progress);
                         result
