@@ -2,20 +2,23 @@
 
 mod compare;
 mod history;
+mod suite;
 
+use self::suite::Part;
 use crate::data;
 use crate::error::{Error, Result};
 use crate::measure::medians::LEAST_FOR_LEVEL;
 use crate::model::kv_cache::KV_PRECISIONS;
 use crate::model::synthetic;
 use crate::packed::gpu::Choice;
-use crate::report::{self, Rendered, record::Status};
+use crate::report::{self, Rendered};
 use crate::run::child::WORKER;
 use crate::run::progress::Progress;
-use crate::run::suite::{self, Finished, Options};
-use crate::run::{host, worker};
+use crate::run::suite::{self as runs, Finished, Options, Plan};
+use crate::run::{cache, host, worker};
 use crate::{data::protocol::PROTOCOLS, quant};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -49,6 +52,7 @@ const DEFAULT_MAX_REPS: usize = 30;
         quantbench run --batch 1,4,16 --context 512,2048\n  \
         quantbench run --protocol gptq-v1@2048,llamacpp-v1@512\n  \
         quantbench list                               what --precisions, --datasets, ... take\n  \
+        quantbench run --suite FILE.toml --dry-run    what a suite file would measure\n  \
         quantbench report DIR                         render a run's files again\n  \
         quantbench compare BASE NEW                   fail where NEW is worse than BASE\n\n\
         Exit codes: 0 all fine, 1 regression (compare), 2 wrong usage or input, 3 some precision \
@@ -166,7 +170,7 @@ struct RunArgs {
     /// Threads [default: all cores]
     #[arg(short, long)]
     threads: Option<usize>,
-    /// Folder for the results; an earlier run in it is replaced
+    /// Folder for the results; what an earlier run in it has measured is taken over
     #[arg(short, long, default_value = "reports/latest", value_name = "DIR")]
     out: PathBuf,
     /// Seed of bootstrap and turn order
@@ -197,10 +201,6 @@ struct RunArgs {
     /// Print the closing table only
     #[arg(short, long)]
     quiet: bool,
-    #[command(flatten)]
-    baseline: compare::BaselineArgs,
-    #[command(flatten)]
-    thresholds: compare::ThresholdArgs,
     /// Multiple-choice sets: names or JSONL files, comma-separated, or none [default: the
     /// embedded 120 items]
     #[arg(long, value_delimiter = ',', value_name = "SETS")]
@@ -218,6 +218,47 @@ struct RunArgs {
     /// Timed repetitions at most, with --max-noise [default: 30, or --min-reps if that is more]
     #[arg(long, value_name = "N", requires = "max_noise")]
     max_reps: Option<usize>,
+    /// Suite file (TOML): models, precisions, batches, ...; what is typed beside it goes before it
+    #[arg(long, value_name = "FILE")]
+    suite: Option<PathBuf>,
+    /// Print the cells and what the journal of the output folder has of them; measure nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Measure afresh what the journal of the output folder already has
+    #[arg(long)]
+    force: bool,
+    /// Folder in which quantized weights outlive the run [default: QUANTBENCH_CACHE (a folder or
+    /// `off`), else `quantbench` in the platform's cache folder]
+    #[arg(long, value_name = "DIR", conflicts_with = "no_cache")]
+    cache: Option<PathBuf>,
+    /// Keep no quantized weights after the run and use none of before
+    #[arg(long)]
+    no_cache: bool,
+    /// Bytes that the cache may hold, with K, M or G for powers of 1024; the least recently used
+    /// weights go first
+    #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "20G")]
+    cache_limit: usize,
+    #[command(flatten)]
+    baseline: compare::BaselineArgs,
+    #[command(flatten)]
+    thresholds: compare::ThresholdArgs,
+}
+
+impl RunArgs {
+    /// Where quantized weights are cached, if anywhere.
+    fn cache_choice(&self) -> Option<cache::Choice> {
+        let folder = match (&self.cache, std::env::var_os(cache::VARIABLE)) {
+            _ if self.no_cache => return None,
+            (Some(folder), _) => folder.clone(),
+            (None, Some(word)) if word == "off" => return None,
+            (None, Some(folder)) if !folder.is_empty() => folder.into(),
+            _ => cache::platform_folder().unwrap_or_default(),
+        };
+        Some(cache::Choice {
+            folder,
+            limit_bytes: self.cache_limit as u64,
+        })
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -300,16 +341,21 @@ pub fn main() -> i32 {
     if args.nth(1).is_some_and(|a| a == WORKER) && args.next().is_none() {
         return worker::main();
     }
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command()
+        .try_get_matches()
+        .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(e) => {
             let _ = e.print();
             return if e.use_stderr() { EXIT_USAGE } else { EXIT_OK };
         }
     };
     let result = match cli.command {
-        None => run(&cli.run),
-        Some(Command::Run(args)) => run(&args),
+        None => run(&cli.run, &matches),
+        Some(Command::Run(args)) => {
+            run(&args, matches.subcommand_matches("run").unwrap_or(&matches))
+        }
         Some(Command::List { what }) => list(what),
         Some(Command::Report { dir }) => render(&dir),
         Some(Command::Compare(args)) => compare::run(&args),
@@ -321,19 +367,103 @@ pub fn main() -> i32 {
     })
 }
 
-fn run(args: &RunArgs) -> Result<i32> {
-    let options = options(args)?;
-    let gate = match compare::Gate::prepare(&args.baseline, &args.thresholds)? {
+fn run(args: &RunArgs, typed: &ArgMatches) -> Result<i32> {
+    let parts = match &args.suite {
+        Some(path) => suite::parts(path, typed)?,
+        None => vec![Part {
+            name: String::new(),
+            options: options(args)?,
+        }],
+    };
+    if args.dry_run {
+        return dry_run(&parts);
+    }
+    let suite = args.suite.as_deref();
+    let gate = match compare::Gate::prepare(&args.baseline, &args.thresholds, suite)? {
         Ok(gate) => gate,
         Err(code) => return Ok(code),
     };
     let progress = Progress::detect(args.quiet);
     let interrupted = stop_on_signal();
-    let finished = suite::run(&options, progress, &interrupted)?;
+    if let [only] = &parts[..] {
+        let code = run_part(only, progress, &interrupted)?;
+        return gate.conclude(&only.options.out, code);
+    }
+    // A mistake about the last model shows before the first is measured.
+    for part in &parts {
+        runs::check_inputs(&part.options)?;
+    }
+    let top = parts[0].options.out.parent().unwrap_or(Path::new("."));
+    report::runs::check(top)?;
+    let mut code = EXIT_OK;
+    let mut folders = vec![];
+    for part in &parts {
+        println!("{}:", part.name);
+        code = code.max(run_part(part, progress, &interrupted)?);
+        folders.push(part.name.clone());
+        if interrupted.load(SeqCst) {
+            break;
+        }
+    }
+    let page = report::runs::write(top, &folders)?;
+    progress.note(&format!("all models: {}", page.display()));
+    gate.conclude(top, code)
+}
+
+fn run_part(part: &Part, progress: Progress, interrupted: &AtomicBool) -> Result<i32> {
+    let options = &part.options;
+    let finished = runs::run(options, progress, interrupted)?;
     let rendered = report::render(&options.out)?;
     print!("{}", report::terminal::summary(&finished.tables));
     say_where(&rendered, progress);
-    gate.conclude(&options.out, exit_code(&options, &finished))
+    Ok(exit_code(options, &finished))
+}
+
+/// Prints what would be measured, and what is there already.
+fn dry_run(parts: &[Part]) -> Result<i32> {
+    const HEAD: [&str; 6] = [
+        "model",
+        "precision",
+        "kv",
+        "batch",
+        "context",
+        "in the journal",
+    ];
+    let plans: Vec<Plan> = parts
+        .iter()
+        .map(|part| runs::plan(&part.options))
+        .collect::<Result<_>>()?;
+    let mut rows = vec![HEAD.map(String::from)];
+    let (mut count, mut done) = (0, 0);
+    for plan in &plans {
+        for warning in &plan.warnings {
+            eprintln!("warning: {warning}");
+        }
+        for cell in &plan.cells {
+            count += 1;
+            done += usize::from(cell.is_done());
+            rows.push([
+                plan.model.clone(),
+                cell.precision.clone(),
+                cell.kv_cache.clone(),
+                cell.batch.to_string(),
+                cell.prompt_tokens.to_string(),
+                cell.progress(),
+            ]);
+        }
+    }
+    let widths: [usize; HEAD.len()] =
+        std::array::from_fn(|c| rows.iter().map(|r| r[c].len()).max().unwrap_or(0));
+    for row in &rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        println!("{}", cells.join("  ").trim_end());
+    }
+    println!("{count} cells, {done} of them done");
+    Ok(EXIT_OK)
 }
 
 fn options(args: &RunArgs) -> Result<Options> {
@@ -373,6 +503,10 @@ fn options(args: &RunArgs) -> Result<Options> {
         noise_floor: !args.no_noise_floor,
         max_reps,
         max_noise: args.max_noise,
+        force: args.force,
+        cache: args.cache_choice(),
+        narrowed: BTreeMap::new(),
+        compare: toml::Table::new(),
     })
 }
 
@@ -440,25 +574,8 @@ fn say_where(rendered: &Rendered, progress: Progress) {
 
 fn exit_code(options: &Options, finished: &Finished) -> i32 {
     if finished.interrupted {
-        let unmeasured = finished.tables.results.iter();
-        let unmeasured = unmeasured.filter(|r| r.perplexity.is_none() && r.status != Status::Ok);
-        // The next run adds these by itself.
-        let floors = &finished.tables.info.noise_floors;
-        let unmeasured = unmeasured.filter(|r| !floors.contains(&r.precision));
-        let left: Vec<&str> = unmeasured.map(|r| r.precision.as_str()).collect();
-        let left = each_once(&left);
-        let what = if left.is_empty() {
-            "Only the timing is missing: run the same command again to have it.".to_string()
-        } else {
-            format!(
-                "To go on, measure the rest into a folder of its own:\n  \
-                 quantbench run --precisions {} --out {}-rest",
-                left.join(","),
-                options.out.display()
-            )
-        };
         eprintln!(
-            "Stopped. What was finished is in {}.\n{what}",
+            "Stopped. What was finished is in {}.\nRun the same command again to go on from there.",
             options.out.display()
         );
     }
@@ -475,6 +592,7 @@ fn list(what: Option<Listed>) -> Result<i32> {
     if wanted(Listed::Precisions) {
         let rows = quant::families()
             .flat_map(|f| f.ids)
+            .chain(quant::BY_PATH)
             .map(|l| (l.id.into(), l.about.into()))
             .collect();
         sections.push(("Precisions", rows));
@@ -557,9 +675,17 @@ fn render(dir: &Path) -> Result<i32> {
             "name the folder of a run, such as reports/latest",
         ));
     }
-    let rendered = report::render(dir)?;
-    print!("{}", report::terminal::summary(&report::Tables::read(dir)?));
-    println!("{}", rendered.html.display());
+    let folders = report::runs::below(dir);
+    if dir.join("run.json").exists() || folders.is_empty() {
+        let rendered = report::render(dir)?;
+        print!("{}", report::terminal::summary(&report::Tables::read(dir)?));
+        println!("{}", rendered.html.display());
+        return Ok(EXIT_OK);
+    }
+    for folder in &folders {
+        report::render(&dir.join(folder))?;
+    }
+    println!("{}", report::runs::write(dir, &folders)?.display());
     Ok(EXIT_OK)
 }
 
@@ -569,7 +695,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 

@@ -82,9 +82,10 @@ pub(super) struct ThresholdArgs {
 }
 
 impl ThresholdArgs {
-    /// The file's values, or the defaults, with those of the command line over them.
-    fn read(&self) -> Result<Thresholds> {
-        let mut t = match &self.thresholds {
+    /// The values of the file, else of the suite file, or the defaults, with those of the command
+    /// line over them.
+    fn read(&self, suite: Option<&Path>) -> Result<Thresholds> {
+        let mut t = match self.thresholds.as_deref().or(suite) {
             Some(file) => Thresholds::read(file)?,
             None => Thresholds::default(),
         };
@@ -141,7 +142,7 @@ fn base(side: Result<Side>) -> std::result::Result<Side, i32> {
 
 pub(super) fn run(args: &CompareArgs) -> Result<i32> {
     args.baseline.check()?;
-    let thresholds = args.thresholds.read()?;
+    let thresholds = args.thresholds.read(None)?;
     let (base_dir, new) = match (args.dirs.as_slice(), &args.baseline.baseline) {
         ([base, new], None) => (Some(base.clone()), new),
         ([new], Some(name)) => {
@@ -205,9 +206,10 @@ impl<'a> Gate<'a> {
     pub(super) fn prepare(
         args: &'a BaselineArgs,
         thresholds: &ThresholdArgs,
+        suite: Option<&Path>,
     ) -> Result<std::result::Result<Self, i32>> {
         args.check()?;
-        let thresholds = thresholds.read()?;
+        let thresholds = thresholds.read(suite)?;
         let base = match &args.baseline {
             Some(name) => match base(Side::read(&baseline::folder(&args.baselines, name)?)) {
                 Ok(base) => Some(base),

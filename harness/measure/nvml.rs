@@ -161,7 +161,7 @@ fn known<T>(value: Result<T, NvmlError>) -> Result<Option<T>, String> {
 
 /// Reasons that keep a clock below what was asked for. Being idle and clocks that somebody fixed
 /// are none: the first is no load, the second is the setting under test.
-fn in_words(reasons: ThrottleReasons) -> Vec<&'static str> {
+fn in_words(reasons: ThrottleReasons) -> Vec<String> {
     [
         (ThrottleReasons::SW_POWER_CAP, "power limit"),
         (ThrottleReasons::SW_THERMAL_SLOWDOWN, "heat"),
@@ -172,7 +172,7 @@ fn in_words(reasons: ThrottleReasons) -> Vec<&'static str> {
     ]
     .into_iter()
     .filter(|(reason, _)| reasons.contains(*reason))
-    .map(|(_, words)| words)
+    .map(|(_, words)| words.to_string())
     .collect()
 }
 

@@ -7,6 +7,7 @@
 use super::stats::{median, quantile};
 use crate::report::record::GpuTelemetry;
 use crate::report::warning::Warning;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 pub const PERIOD: Duration = Duration::from_millis(50);
 
 /// One look at a GPU; absent is what it does not tell.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reading {
     /// Of the multiprocessors.
     pub gpu_clock_mhz: Option<f64>,
@@ -26,7 +27,7 @@ pub struct Reading {
     pub temperature_c: Option<f64>,
     pub power_w: Option<f64>,
     /// Why the clock is held down, in words; empty if it is not.
-    pub throttle_reasons: Option<Vec<&'static str>>,
+    pub throttle_reasons: Option<Vec<String>>,
     /// Used since some moment in the past.
     pub energy_j: Option<f64>,
     /// Processes that compute on the GPU.
@@ -34,7 +35,7 @@ pub struct Reading {
 }
 
 /// A process on the GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     pub id: u32,
     /// GPU memory that it holds.
@@ -117,7 +118,7 @@ impl Sampler {
 }
 
 /// The readings of one repetition.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Recording {
     /// Seconds since the start, and what was read then.
     pub readings: Vec<(f64, Reading)>,
@@ -165,10 +166,10 @@ pub fn summarize(recordings: &[Recording], own: &[u32], ours: &[u32]) -> GpuTele
         |value: fn(&Reading) -> Option<f64>| -> Vec<f64> { readings().filter_map(value).collect() };
     let clocks = all(|r| r.gpu_clock_mhz);
     let power = all(|r| r.power_w);
-    let reasons: Vec<&Vec<&str>> = readings()
+    let reasons: Vec<&Vec<String>> = readings()
         .filter_map(|r| r.throttle_reasons.as_ref())
         .collect();
-    let named: BTreeSet<&str> = reasons.iter().copied().flatten().copied().collect();
+    let named: BTreeSet<&String> = reasons.iter().copied().flatten().collect();
     let energies: Option<Vec<f64>> = recordings.iter().map(Recording::decode_energy_j).collect();
     let seen = processes(recordings, ours);
     GpuTelemetry {
@@ -178,7 +179,7 @@ pub fn summarize(recordings: &[Recording], own: &[u32], ours: &[u32]) -> GpuTele
         temperature_c_max: all(|r| r.temperature_c).into_iter().reduce(f64::max),
         power_w_mean: (!power.is_empty()).then(|| power.iter().sum::<f64>() / power.len() as f64),
         throttled: (!reasons.is_empty()).then_some(!named.is_empty()),
-        throttle_reasons: named.into_iter().map(String::from).collect(),
+        throttle_reasons: named.into_iter().cloned().collect(),
         energy_j: energies.filter(|e| !e.is_empty()).map(|e| e.iter().sum()),
         other_processes: seen.as_ref().map(|seen| {
             let others = seen.iter().map(|p| p.id).filter(|id| !ours.contains(id));
@@ -357,8 +358,8 @@ mod tests {
     fn throttling_is_said_with_its_reasons() {
         let hot = recording(11, |i, r| {
             r.throttle_reasons = Some(match i {
-                3 => vec!["power limit"],
-                4 => vec!["heat", "power limit"],
+                3 => vec!["power limit".into()],
+                4 => vec!["heat".into(), "power limit".into()],
                 _ => vec![],
             })
         });
@@ -370,7 +371,7 @@ mod tests {
         // Held down before the work began only: idle clocks are not its speed.
         let idle = recording(11, |i, r| {
             if i == 0 {
-                r.throttle_reasons = Some(vec!["heat"]);
+                r.throttle_reasons = Some(vec!["heat".into()]);
             }
         });
         assert_eq!(summed(&[idle]).throttled, Some(false));

@@ -11,6 +11,7 @@
 //! whatever the number of threads.
 
 pub mod awq;
+pub mod dequantized;
 pub mod fp8;
 pub mod fp8_w8a8;
 pub mod full;
@@ -42,6 +43,7 @@ pub static METHODS: &[Family] = &[
     awq::FAMILY,
     gptq::FAMILY,
     ulp_noise::FAMILY,
+    dequantized::FAMILY,
 ];
 
 /// What an id turns out to be: a method, or an [`Error::Usage`] about its parameters.
@@ -62,6 +64,9 @@ pub struct Listed {
     pub id: &'static str,
     pub about: &'static str,
 }
+
+/// What else [`parse`] takes: ids that begin with one of these words and go on with a path.
+pub static BY_PATH: &[Listed] = &[dequantized::LISTED];
 
 static REGISTERED: OnceLock<&'static [Family]> = OnceLock::new();
 
@@ -124,7 +129,7 @@ pub fn noise_floor(id: &str) -> Option<Box<dyn QuantMethod>> {
 }
 
 /// Insertions, deletions and replacements that turn `a` into `b`.
-fn edit_distance(a: &str, b: &str) -> usize {
+pub(crate) fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, from) in a.chars().enumerate() {
@@ -300,10 +305,36 @@ pub fn count(notes: &mut Notes, name: impl Into<String>, by: usize) {
     *notes.entry(name.into()).or_default() += by as f64;
 }
 
+/// Tensors that a method brings itself.
+pub trait Brought: Send + Sync {
+    /// Row-major F32; `None` for one that is the model's own.
+    fn tensor(&self, name: &str) -> Result<Option<Vec<f32>>>;
+}
+
+/// What a method must agree with if it brings tensors for a model.
+pub struct ModelShape<'a> {
+    /// Of every tensor, by its Hugging Face name.
+    pub tensors: &'a BTreeMap<String, Vec<usize>>,
+    /// Numbers of `config.json`, by their keys.
+    pub config: &'a BTreeMap<&'static str, f64>,
+}
+
+/// What weights would take in a format that they are not run in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Declared {
+    pub bits_per_weight: f64,
+    pub format: String,
+}
+
 /// A precision, and how weights reach it.
 pub trait QuantMethod: Send + Sync {
     /// The canonical id: what the user types and every table shows (`gptq-int4-g64`).
     fn id(&self) -> String;
+
+    /// What [`parse`] makes this method from. The id, unless the method lives in files.
+    fn source(&self) -> String {
+        self.id()
+    }
 
     /// The algorithm's name, without parameters (`gptq`).
     fn method(&self) -> &'static str;
@@ -321,6 +352,19 @@ pub trait QuantMethod: Send + Sync {
     /// The precision that this one is with rounding-sized noise, if it is no precision to choose
     /// but shows what cannot be told from that one.
     fn noise_floor_of(&self) -> Option<String> {
+        None
+    }
+
+    /// Tensors that take the place of the model's before anything else is done with them.
+    ///
+    /// # Errors
+    /// They are not of a model of this shape.
+    fn brings(&self, _model: &ModelShape) -> Result<Option<&dyn Brought>> {
+        Ok(None)
+    }
+
+    /// Present where memory is stated, not measured, and speed says nothing about the method.
+    fn declared(&self) -> Option<Declared> {
         None
     }
 

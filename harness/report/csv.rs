@@ -174,6 +174,21 @@ pub(super) fn beside(path: &Path) -> std::path::PathBuf {
     path.with_file_name(format!(".{}.{name}", std::process::id()))
 }
 
+/// Removes what a killed process left of [`write_whole`]. Only for the one that writes to `dir`.
+pub fn clear_partial(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let partial = name
+            .to_str()
+            .and_then(|name| name.strip_prefix('.')?.split_once('.'))
+            .is_some_and(|(process, _)| process.parse::<u32>().is_ok());
+        if partial {
+            // A remainder is unsightly and harmless.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Says where a table is damaged: file, line, column.
 fn damaged(
     path: &Path,

@@ -15,6 +15,7 @@ pub mod html;
 pub mod markdown;
 pub mod plots;
 pub mod record;
+pub mod runs;
 pub mod terminal;
 pub mod warning;
 

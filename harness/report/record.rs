@@ -543,6 +543,23 @@ pub struct CellDetail {
     /// Of the precision and of its first batch and context; the rows hold the words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<Warning>,
+    /// Whether the weights were quantized by an earlier run of the same program, with the same
+    /// texts; `quantize_s` then is what it took there.
+    #[serde(default)]
+    pub weights_from_cache: bool,
+}
+
+/// Finished work of earlier runs in the same folder that a run took over from its journal.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reused {
+    pub quantized: u64,
+    pub measured: u64,
+    pub rooflines: u64,
+    /// Repetitions, warm-ups not counted.
+    pub timed_turns: u64,
+    /// What all of it took then.
+    pub seconds: f64,
 }
 
 /// Everything about a run that is not a table: `run.json`.
@@ -585,4 +602,6 @@ pub struct RunInfo {
     /// Those of `warnings` that are about the machine, as values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub machine_warnings: Vec<Warning>,
+    #[serde(default)]
+    pub reused: Reused,
 }

@@ -69,6 +69,11 @@ pub enum Warning {
     BosDisagrees {
         declared: bool,
     },
+    /// Weights that were quantized elsewhere.
+    Declared {
+        run_as: String,
+        bits_per_weight: f64,
+    },
     /// The quantization method doubts its result.
     Method {
         words: String,
@@ -184,6 +189,7 @@ impl Warning {
             Warning::ShortText { .. } => "short-text",
             Warning::TwoBos { .. } => "two-bos",
             Warning::BosDisagrees { .. } => "bos-disagrees",
+            Warning::Declared { .. } => "declared",
             Warning::Method { .. } => "method",
             Warning::NonfiniteTokens { .. } => "nonfinite-tokens",
             Warning::UncomparedTokens { .. } => "uncompared-tokens",
@@ -256,6 +262,15 @@ impl fmt::Display for Warning {
                      tokenizer does was used"
                 )
             }
+            Warning::Declared {
+                run_as,
+                bits_per_weight,
+            } => write!(
+                f,
+                "its weights were quantized elsewhere and run here as plain {run_as}: its memory \
+                 follows from the {bits_per_weight} bits per weight that it declares, and its speed \
+                 is not measured"
+            ),
             Warning::NonfiniteTokens { tokens, protocol } => write!(
                 f,
                 "{tokens} of the tokens scored under {protocol} had no finite likelihood, they are \
@@ -459,6 +474,13 @@ mod tests {
             (
                 Warning::BosDisagrees { declared: true },
                 "its tokenizer puts none",
+            ),
+            (
+                Warning::Declared {
+                    run_as: words("f16"),
+                    bits_per_weight: 3.5,
+                },
+                "run here as plain f16: its memory follows from the 3.5 bits",
             ),
             (
                 Warning::Method {

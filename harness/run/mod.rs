@@ -5,10 +5,14 @@
 //! dies costs its own row and nothing else.
 
 pub mod altered;
+pub mod cache;
 pub mod child;
 pub mod host;
 pub mod job;
+pub mod journal;
+pub mod keys;
 pub mod progress;
 pub mod quantize;
 pub mod suite;
+pub mod suite_file;
 pub mod worker;

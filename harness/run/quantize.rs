@@ -10,14 +10,16 @@ use crate::model::decoder::{Block, Linear, Shared};
 use crate::model::kernels::CpuKernels;
 use crate::model::kv_cache::{KvCache, KvPrecision, KvShape};
 use crate::model::rope::Rope;
-use crate::model::weights::WeightSource;
+use crate::model::weights::{WeightSource, layout};
 use crate::packed::{FormatSpec, PackedLinear, Stored, dense::Dense};
 use crate::quant::{
-    Calibration, Group, LayerStats, Matrix, Member, Notes, QuantMethod, Role, StatsBuilder,
+    Brought, Calibration, Group, LayerStats, Matrix, Member, ModelShape, Notes, QuantMethod, Role,
+    StatsBuilder,
 };
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use half::f16;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 /// A quantized model and what the method counted on the way.
@@ -37,6 +39,11 @@ pub fn quantize(
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Quantized> {
     let config = source.config().clone();
+    let brought = method.brings(&ModelShape {
+        tensors: &layout(&config),
+        config: &config_numbers(&config),
+    })?;
+    let source: &dyn WeightSource = &Replaced { source, brought };
     let calibrated = method.calibration() == Calibration::Inputs;
     if calibrated && windows.is_empty() {
         return Err(Error::usage(
@@ -104,6 +111,60 @@ pub fn quantize(
     }
     progress(config.layers, config.layers)?;
     Ok(Quantized { model, notes })
+}
+
+/// A model some of whose tensors a method brings itself.
+struct Replaced<'a> {
+    source: &'a dyn WeightSource,
+    brought: Option<&'a dyn Brought>,
+}
+
+impl WeightSource for Replaced<'_> {
+    fn config(&self) -> &Config {
+        self.source.config()
+    }
+
+    fn name(&self) -> &str {
+        self.source.name()
+    }
+
+    fn source_format(&self) -> &str {
+        self.source.source_format()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.source.has(name)
+    }
+
+    fn tensor(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
+        let brought = self.brought.map(|b| b.tensor(name)).transpose()?;
+        match brought.flatten() {
+            Some(values) => Ok(values),
+            None => self.source.tensor(name, expected),
+        }
+    }
+
+    fn sha256(&self) -> Result<String> {
+        self.source.sha256()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.source.warnings()
+    }
+}
+
+/// What two models must agree in beyond their tensors' shapes.
+fn config_numbers(config: &Config) -> BTreeMap<&'static str, f64> {
+    BTreeMap::from([
+        ("hidden_size", config.hidden_size as f64),
+        ("intermediate_size", config.intermediate_size as f64),
+        ("num_hidden_layers", config.layers as f64),
+        ("num_attention_heads", config.heads as f64),
+        ("num_key_value_heads", config.kv_heads as f64),
+        ("vocab_size", config.vocab_size as f64),
+        ("rms_norm_eps", config.rms_norm_eps),
+        ("rope_theta", config.rope_theta),
+    ])
 }
 
 /// The four groups of a block, in the order of [`RawBlock::groups`].

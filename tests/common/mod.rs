@@ -84,9 +84,11 @@ pub fn smollm2(test: &str) -> Option<PathBuf> {
     None
 }
 
-/// The real binary.
+/// The real binary, without a cache: no test depends on what another left there.
 pub fn quantbench() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_quantbench"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quantbench"));
+    command.env("QUANTBENCH_CACHE", "off");
+    command
 }
 
 /// A run that takes a second or two: few windows, short prompts, no noise floor.

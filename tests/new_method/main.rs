@@ -50,6 +50,7 @@ fn main() {
         ])
         .args(["--prompt-tokens", "16", "--gen-tokens", "4", "--out"])
         .arg(out.path())
+        .env("QUANTBENCH_CACHE", "off")
         .env(INNER, "1")
         .output()
         .unwrap();

@@ -11,13 +11,12 @@ use crate::measure::quality::WindowScore;
 use crate::measure::roofline::Cost;
 use crate::measure::speed::{Sample, Workload};
 use crate::measure::stats::{self, median_interval};
-use crate::quant::QuantMethod;
+use crate::quant::{Declared, QuantMethod};
 use crate::report::record::{
     CellDetail, ResultRow, SampleRow, Status, StopRule, TimingDetail, WorkloadDetail,
 };
 use crate::report::warning::{Phase, Warning};
-use std::path::PathBuf;
-use std::time::Instant;
+use std::collections::BTreeMap;
 
 /// One precision with one KV cache under way.
 pub(super) struct Cell {
@@ -26,11 +25,10 @@ pub(super) struct Cell {
     pub(super) kv: String,
     /// For progress: the id, and the cache where there are several.
     pub(super) title: String,
-    /// Shared by all cells of the precision.
-    pub(super) packed: PathBuf,
     /// Whether it takes part in the timing (a reference added for quality does not).
     pub(super) timed: bool,
-    pub(super) started: Instant,
+    /// Seconds of its pieces, in this run or an earlier one.
+    pub(super) took_s: f64,
     pub(super) detail: CellDetail,
     /// What quantizing gave, here or in an earlier cell of the precision.
     pub(super) quantized: Option<QuantizeResult>,
@@ -46,6 +44,9 @@ pub(super) struct Cell {
     pub(super) cost: Option<Cost>,
     /// All memory of the GPU that it was measured on.
     pub(super) device_total_bytes: Option<u64>,
+    /// What its weights would take in the format that they were made for, where they are run in
+    /// another.
+    pub(super) declared: Option<Declared>,
     /// One per workload of the suite, in its order (a reference added for quality has the first
     /// only).
     pub(super) points: Vec<Point>,
@@ -60,6 +61,8 @@ pub(super) struct Point {
     /// Once it was timed.
     pub(super) timing: Option<TimingDetail>,
     pub(super) watched: Watched,
+    /// Of its timed turns in the journal.
+    pub(super) turn_key: String,
 }
 
 /// How far a point has come.
@@ -70,12 +73,16 @@ pub(super) enum State {
     Measured,
     /// It has no full result, and its row says why.
     Failed,
+    /// The suite file leaves it out for this precision: it has no row.
+    LeftOut,
 }
 
 impl Cell {
     pub(super) fn record_quantized(&mut self, result: QuantizeResult) {
+        // Reading what was quantized elsewhere is not quantizing.
+        let quantize_s = self.declared.is_none().then_some(result.quantize_s);
         for point in &mut self.points {
-            point.row.quantize_s = Some(result.quantize_s);
+            point.row.quantize_s = quantize_s;
         }
         self.detail.quantize_peak_bytes = Some(result.peak_bytes as u64);
         self.detail.packed_sha256 = result.packed_sha256.clone();
@@ -87,19 +94,23 @@ impl Cell {
     }
 
     pub(super) fn record_memory(&mut self, point: usize, m: &MemoryResult) {
-        let first = point == 0;
+        let first = point == self.first_point();
         let point = &mut self.points[point];
         point.record_memory(m);
+        let mut peak_bytes_by_phase = m.peak_bytes_by_phase.clone();
+        if let Some(declared) = &self.declared {
+            point.declare(declared, m, &mut peak_bytes_by_phase);
+        }
         self.cost = Some(m.cost.clone());
         self.device_total_bytes = m.device_memory.map(|d| d.total_bytes);
         if first {
-            self.detail.peak_bytes_by_phase = m.peak_bytes_by_phase.clone();
+            self.detail.peak_bytes_by_phase = peak_bytes_by_phase;
             self.detail.other_parts_bytes = m.other_parts_bytes.clone();
         } else {
             self.detail.further.push(WorkloadDetail {
                 batch: point.row.batch.unwrap_or_default(),
                 prompt_tokens: point.row.prompt_tokens.unwrap_or_default(),
-                peak_bytes_by_phase: m.peak_bytes_by_phase.clone(),
+                peak_bytes_by_phase,
                 other_parts_bytes: m.other_parts_bytes.clone(),
                 ..WorkloadDetail::default()
             });
@@ -115,9 +126,28 @@ impl Cell {
 
     /// Gives every point that has not failed by itself this ending.
     pub(super) fn fail(&mut self, ending: &Ending) {
-        for point in self.points.iter_mut().filter(|p| p.state != State::Failed) {
-            point.fail(ending);
+        for point in &mut self.points {
+            if !matches!(point.state, State::Failed | State::LeftOut) {
+                point.fail(ending);
+            }
         }
+    }
+
+    /// The first point that has a row.
+    pub(super) fn first_point(&self) -> usize {
+        let asked = |p: &Point| p.state != State::LeftOut;
+        self.points.iter().position(asked).unwrap_or(0)
+    }
+
+    /// How its first point failed.
+    pub(super) fn ending(&self) -> Ending {
+        self.points[self.first_point()].ending()
+    }
+
+    /// Whether all that was asked for has failed.
+    pub(super) fn is_lost(&self) -> bool {
+        let lost = |p: &Point| matches!(p.state, State::Failed | State::LeftOut);
+        self.points.iter().all(lost)
     }
 }
 
@@ -159,6 +189,40 @@ impl Point {
                 cache_bytes,
             });
         }
+    }
+
+    /// Puts what the weights are said to take in the place of what their dequantized form took.
+    fn declare(
+        &mut self,
+        declared: &Declared,
+        m: &MemoryResult,
+        peak_bytes_by_phase: &mut BTreeMap<String, u64>,
+    ) {
+        let weights = 8.0 * m.weight_bytes as f64 / m.bits_per_weight;
+        let weight_bytes = (weights * declared.bits_per_weight / 8.0).round() as u64;
+        let as_declared = |peak: u64| (peak + weight_bytes).saturating_sub(m.weight_bytes as u64);
+        peak_bytes_by_phase
+            .values_mut()
+            .for_each(|peak| *peak = as_declared(*peak));
+        self.warnings.push(Warning::Declared {
+            run_as: m.spec.format.clone(),
+            bits_per_weight: declared.bits_per_weight,
+        });
+        self.row = ResultRow {
+            format: declared.format.clone(),
+            weight_bits: None,
+            group_size: None,
+            bits_per_weight: Some(declared.bits_per_weight),
+            weight_bytes: Some(weight_bytes),
+            peak_memory_bytes: self.row.peak_memory_bytes.map(as_declared),
+            peak_memory_method: "declared".into(),
+            pool_reserved_bytes: None,
+            driver_delta_bytes: None,
+            nvml_process_bytes: None,
+            peak_rss_bytes: None,
+            load_s: None,
+            ..std::mem::take(&mut self.row)
+        };
     }
 
     pub(super) fn record_sample(

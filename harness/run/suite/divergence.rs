@@ -1,13 +1,15 @@
 //! What is compared with the reference token by token, and what became of it.
 
-use super::cell::Cell;
+use super::super::child::{Child, Outcome};
+use super::cell::{Cell, Step};
+use super::weights::Shelf;
 use super::{Options, Suite};
+use crate::Result;
 use crate::measure::divergence::summary;
-use crate::measure::log_probs::{Address, AddressedText, row_bytes};
+use crate::measure::log_probs::{Address, AddressedText, Reader, row_bytes};
 use crate::measure::quality::ScoredText;
 use crate::report::record::{CellDetail, ModelInfo, ProtocolInfo, ResultRow};
-use crate::run::job::DivergenceJob;
-use std::path::Path;
+use crate::run::job::{DivergenceJob, Event, Job};
 
 /// The part of the texts whose log-probabilities fit `budget_bytes`, as whole windows: the first
 /// of every text, then the second of every text, and so on up to the one that does not fit.
@@ -87,7 +89,7 @@ impl Suite<'_> {
     }
 
     /// Chooses what is compared, if anything is, and where the reference's log-probabilities go.
-    pub(super) fn plan_divergence(&mut self, folder: &Path) {
+    pub(super) fn plan_divergence(&mut self) {
         let (Some(reference), true) = (self.reference_cell(), self.options.kl) else {
             return;
         };
@@ -113,7 +115,7 @@ impl Suite<'_> {
             return;
         }
         self.divergence = Some(DivergenceJob {
-            path: folder.join("reference.logprobs"),
+            path: Shelf::log_probs(&self.options.out),
             address,
             records: false,
         });
@@ -128,6 +130,47 @@ impl Suite<'_> {
             records,
             ..job.clone()
         })
+    }
+}
+
+impl Suite<'_> {
+    /// Sees to it that a child can read the reference's log-probabilities. They are there, unless
+    /// the journal has the reference's measurement from a run that was cut off: then they are
+    /// made again.
+    pub(super) fn provide_reference(&mut self, i: usize) -> Result<Step> {
+        let (Some(job), Some(reference)) = (self.divergence_job(i), self.reference_cell()) else {
+            return Ok(Step::Done);
+        };
+        if job.records || Reader::open(&job.path, job.address).is_ok() {
+            return Ok(Step::Done);
+        }
+        match self.provide_weights(reference)? {
+            Step::Done => {}
+            other => return Ok(other),
+        }
+        let Job::Measure(mut job) = self.measure_job(reference, &[]) else {
+            return Ok(Step::silent());
+        };
+        job.choices.clear();
+        job.texts.truncate(self.texts.len());
+        let windows: usize = job.texts.iter().map(|t| t.windows.len()).sum();
+        let title = format!("{} log-probabilities", self.cells[reference].title);
+        let stage = self.progress.stage(&title, windows, "windows");
+        let timeout = self.timeout();
+        let mut child = Child::start(&Job::Measure(job), self.options.threads, timeout)?;
+        let mut done = 0;
+        loop {
+            match child.next(self.interrupted) {
+                Outcome::Event(Event::Window { .. }) => {
+                    done += 1;
+                    stage.set(done);
+                }
+                Outcome::Event(_) => {}
+                Outcome::Failed(ending) => return Ok(Step::Failed(ending)),
+                Outcome::Interrupted => return Ok(Step::Interrupted),
+                Outcome::Done => return Ok(Step::Done),
+            }
+        }
     }
 }
 

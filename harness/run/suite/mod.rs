@@ -4,6 +4,8 @@ mod cell;
 mod choices;
 mod differences;
 mod divergence;
+mod pieces;
+mod plan;
 mod roofline;
 mod rows;
 mod scoring;
@@ -12,21 +14,26 @@ mod sweep;
 mod telemetry;
 mod texts;
 mod timing;
+mod weights;
 
+pub use plan::{Plan, Planned, plan};
 pub use texts::CALIBRATION_WINDOW;
 
 use self::cell::{Cell, Point, State, Step};
 use self::choices::ChoiceSet;
 use self::differences::Differences;
+use self::pieces::Teller;
 use self::scoring::Scoring;
 use self::telemetry::Watched;
 use self::texts::{Texts, windows_of};
+use self::weights::Shelf;
 use super::altered;
-use super::child::{Child, Ending, Outcome};
+use super::cache;
+use super::child::{Ending, Outcome};
 use super::host;
-use super::job::{
-    DivergenceJob, Event, Job, MeasureJob, Place, QuantizeJob, QuantizeResult, Subject,
-};
+use super::job::{DivergenceJob, Event, Job, MeasureJob, Place, Subject};
+use super::journal::{Began, Journal};
+use super::keys::Keys;
 use super::progress::Progress;
 use crate::data::protocol::Protocol;
 use crate::device::DeviceChoice;
@@ -36,7 +43,7 @@ use crate::measure::stats;
 use crate::measure::telemetry::Telemetry;
 use crate::model::config::Config;
 use crate::model::kv_cache::KvPrecision;
-use crate::model::weights::{self, WeightSource};
+use crate::model::weights::{self as sources, WeightSource};
 use crate::packed::gpu::Choice;
 use crate::quant::{self, QuantMethod};
 use crate::report::Tables;
@@ -45,9 +52,9 @@ use crate::report::record::{
 };
 use crate::report::warning::Warning;
 use crate::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -113,6 +120,54 @@ pub struct Options {
     /// Repetitions go on until the 95 % interval of every median is this narrow: half its width
     /// over the median.
     pub max_noise: Option<f64>,
+    /// Forget what the folder's journal holds.
+    #[serde(skip)]
+    pub force: bool,
+    /// Of quantized weights; none without.
+    #[serde(skip)]
+    pub cache: Option<cache::Choice>,
+    /// By precision id, which of the KV caches, batches and contexts it takes; all without.
+    pub narrowed: BTreeMap<String, Narrowed>,
+    /// The thresholds of a suite file, as they stand there.
+    pub compare: toml::Table,
+}
+
+/// Which of a run's KV caches, batches and contexts a precision takes; all where empty.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Narrowed {
+    pub kv: Vec<String>,
+    pub batch: Vec<usize>,
+    pub context: Vec<usize>,
+}
+
+impl Narrowed {
+    fn takes_kv(&self, kv: &str) -> bool {
+        self.kv.is_empty() || self.kv.iter().any(|id| id == kv)
+    }
+
+    fn takes(&self, workload: &Workload) -> bool {
+        let among = |list: &[usize], value| list.is_empty() || list.contains(&value);
+        among(&self.batch, workload.batch()) && among(&self.context, workload.prompt_tokens())
+    }
+}
+
+impl Options {
+    fn choice(&self, id: &str) -> Narrowed {
+        self.narrowed.get(id).cloned().unwrap_or_default()
+    }
+
+    /// What determines the results of a run: the options without where they go and how long they
+    /// may take.
+    fn asked(&self) -> serde_json::Value {
+        let mut asked = serde_json::json!(self);
+        if let Some(asked) = asked.as_object_mut() {
+            for name in ["out", "command", "timeout_s", "compare"] {
+                asked.remove(name);
+            }
+        }
+        asked
+    }
 }
 
 /// How a run ended.
@@ -131,6 +186,10 @@ impl Finished {
 /// Everything that a run needs, prepared before the first child starts.
 struct Suite<'a> {
     options: &'a Options,
+    keys: Keys,
+    /// Before the journal: its folder goes while that is still locked.
+    shelf: Shelf,
+    journal: Journal,
     place: Place,
     config: Config,
     /// Whether there are weights to quantize and texts to score.
@@ -165,27 +224,27 @@ struct Suite<'a> {
 pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> Result<Finished> {
     check(options)?;
     let methods = methods(options)?;
-    prepare_folder(&options.out)?;
-    let mut suite = match weights::open(options.model.as_deref()) {
-        Ok(source) => Suite::prepare(options, source.as_ref(), methods, progress, interrupted)?,
+    let journal = prepare_folder(options, progress)?;
+    let mut suite = match sources::open(options.model.as_deref()) {
+        Ok(source) => Suite::prepare(
+            options,
+            source.as_ref(),
+            methods,
+            journal,
+            progress,
+            interrupted,
+        )?,
         // A checkpoint that is real but not ours to run: every cell says so.
         Err(error @ Error::Unsupported { .. }) => {
             return unsupported(options, methods, &error.to_string());
         }
         Err(error) => return Err(error),
     };
-    let work = tempfile::Builder::new()
-        .prefix(".packed-")
-        .tempdir_in(&options.out)
-        .map_err(|e| Error::io(&options.out, e, "choose another folder with --out"))?;
-    suite.plan_divergence(work.path());
+    suite.shelf = Shelf::open(&options.out, options.cache.as_ref(), progress)?;
     // From here on the folder describes this run, whatever becomes of it.
     suite.write(false)?;
     let mut going = true;
     for i in suite.measuring_order() {
-        suite.cells[i].packed = work
-            .path()
-            .join(format!("{}.safetensors", suite.first_of(i)));
         going = going && suite.measure_cell(i)?;
         if !going {
             suite.cells[i].fail(&Ending {
@@ -199,6 +258,9 @@ pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> R
         going = suite.time_cells()?;
     }
     suite.write(going)?;
+    if let Some(line) = suite.reused_line() {
+        progress.note(&line);
+    }
     Ok(Finished {
         tables: suite.tables(going),
         interrupted: !going,
@@ -241,13 +303,36 @@ fn check(options: &Options) -> Result<()> {
         .try_for_each(|id| KvPrecision::parse(id).map(|_| ()))
 }
 
+/// Refuses what [`run`] would refuse before it starts anything, as far as options and the model's
+/// files tell.
+pub fn check_inputs(options: &Options) -> Result<()> {
+    check(options)?;
+    methods(options)?;
+    match sources::open(options.model.as_deref()) {
+        Err(Error::Unsupported { .. }) | Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// The methods to run, each once, and whether each is timed; the reference first if it was added.
 fn methods(options: &Options) -> Result<Vec<(Box<dyn QuantMethod>, bool)>> {
     let mut methods: Vec<(Box<dyn QuantMethod>, bool)> = vec![];
     for id in &options.precisions {
         let method = quant::parse(id)?;
-        if methods.iter().all(|(m, _)| m.id() != method.id()) {
-            methods.push((method, true));
+        let same = methods.iter().find(|(m, _)| m.id() == method.id());
+        match same.map(|(m, _)| m.source()) {
+            None => methods.push((method, true)),
+            Some(source) if source == method.source() => {}
+            Some(source) => {
+                return Err(Error::usage(
+                    format!(
+                        "{source} and {} are both called `{}`",
+                        method.source(),
+                        method.id()
+                    ),
+                    "give each a name of its own",
+                ));
+            }
         }
     }
     if let Some(reference) = &options.reference {
@@ -265,12 +350,19 @@ fn methods(options: &Options) -> Result<Vec<(Box<dyn QuantMethod>, bool)>> {
     Ok(methods)
 }
 
-/// Creates the output folder, or takes over one that holds an earlier run.
-fn prepare_folder(out: &Path) -> Result<()> {
+/// Creates the output folder, or takes over one that holds an earlier run, for this run alone.
+fn prepare_folder(options: &Options, progress: Progress) -> Result<Journal> {
+    let out = options.out.as_path();
     let next = "choose a folder that can be written with --out";
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e, next))?;
     tempfile::tempfile_in(out).map_err(|e| Error::io(out, e, next))?;
-    crate::report::clear(out)
+    let journal = Journal::open(out, options.force)?;
+    for warning in &journal.warnings {
+        progress.note(&format!("warning: {warning}"));
+    }
+    crate::report::csv::clear_partial(out);
+    crate::report::clear(out)?;
+    Ok(journal)
 }
 
 fn unsupported(
@@ -325,6 +417,12 @@ fn model_name(options: &Options) -> String {
         .map_or("embedded".into(), |s| s.to_string_lossy().into_owned())
 }
 
+/// Now, as records show it.
+fn timestamp() -> String {
+    let now = jiff::Timestamp::now();
+    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
 fn base_info(options: &Options) -> RunInfo {
     let now = jiff::Timestamp::now();
     let serialized = serde_json::to_value(options).unwrap_or_default();
@@ -353,6 +451,7 @@ impl<'a> Suite<'a> {
         options: &'a Options,
         source: &dyn WeightSource,
         mut methods: Vec<(Box<dyn QuantMethod>, bool)>,
+        mut journal: Journal,
         progress: Progress,
         interrupted: &'a AtomicBool,
     ) -> Result<Self> {
@@ -362,6 +461,15 @@ impl<'a> Suite<'a> {
         let has_weights = source.has_weights();
         if !has_weights {
             refuse_quality(options)?;
+            if let Some((method, _)) = methods.iter().find(|(m, _)| m.declared().is_some()) {
+                return Err(Error::usage(
+                    format!(
+                        "{} brings weights, and a synthetic model has none",
+                        method.source()
+                    ),
+                    "use it with the model that it was made from",
+                ));
+            }
             // Nothing is compared but speed and memory, of which it takes no part.
             methods.retain(|(_, timed)| *timed);
         }
@@ -418,9 +526,20 @@ impl<'a> Suite<'a> {
             .extend(choices.iter().map(|set| set.info.clone()));
         info.protocols = scoring.protocols.clone();
         info.tokenizer = scoring.tokenizer.clone();
+        let keys = Keys::new(&info.host, options.threads, &info.model.weights_sha256)?;
+        let began = journal.begin(Began {
+            run_id: info.run_id.clone(),
+            started_at: info.started_at.clone(),
+            configuration: keys.configuration(&options.asked()),
+        })?;
+        info.run_id = began.run_id;
+        info.started_at = began.started_at;
 
         let mut suite = Suite {
             options,
+            keys,
+            journal,
+            shelf: Shelf::default(),
             place: place(options)?,
             config: config.clone(),
             has_weights,
@@ -446,10 +565,14 @@ impl<'a> Suite<'a> {
             // Of a reference that is there for quality, one row is enough.
             let kvs = if *timed { options.kv.len() } else { 1 };
             for kv in &options.kv[..kvs] {
-                let cell = suite.new_cell(quant::parse(&method.id())?, kv, *timed);
+                if !options.choice(&method.id()).takes_kv(kv) {
+                    continue;
+                }
+                let cell = suite.new_cell(quant::parse(&method.source())?, kv, *timed);
                 suite.cells.push(cell);
             }
         }
+        suite.plan_divergence();
         let texts = match has_weights {
             true => format!(
                 "{} evaluation windows and {} calibration windows",
@@ -487,13 +610,19 @@ impl<'a> Suite<'a> {
             metrics_version: Some(METRICS_VERSION),
             ..ResultRow::default()
         };
+        let choice = self.options.choice(&id);
+        let declared = method.declared();
         let point = |workload| Point {
-            state: State::Open,
+            state: match choice.takes(workload) || !timed {
+                true => State::Open,
+                false => State::LeftOut,
+            },
             row: row(workload),
             samples: vec![],
             warnings: vec![],
             timing: None,
             watched: Watched::default(),
+            turn_key: String::new(),
         };
         let points = if timed { self.workloads.len() } else { 1 };
         Cell {
@@ -510,12 +639,12 @@ impl<'a> Suite<'a> {
             choices: vec![],
             divergences: vec![],
             warnings: self.common_warnings.clone(),
-            packed: PathBuf::new(),
-            started: Instant::now(),
+            took_s: 0.0,
             measured: false,
             cost: None,
             device_total_bytes: None,
-            timed,
+            timed: timed && declared.is_none(),
+            declared,
             title: match self.options.kv.len() {
                 1 => id.clone(),
                 _ => format!("{id} kv={kv}"),
@@ -535,7 +664,7 @@ impl<'a> Suite<'a> {
     fn subject(&self, i: usize) -> Subject {
         let cell = &self.cells[i];
         match self.has_weights {
-            true => Subject::Packed(cell.packed.clone()),
+            true => Subject::Packed(self.shelf.file(&cell.id)),
             false => Subject::Synthetic {
                 config: self.config.clone(),
                 precision: cell.id.clone(),
@@ -550,20 +679,18 @@ impl<'a> Suite<'a> {
 
     /// Quantizes and measures one precision with one KV cache. `false` if the user asked to stop.
     fn measure_cell(&mut self, i: usize) -> Result<bool> {
-        self.cells[i].started = Instant::now();
-        self.cells[i].detail.started_at = jiff::Timestamp::now()
-            .strftime("%Y-%m-%dT%H:%M:%SZ")
-            .to_string();
+        self.cells[i].detail.started_at = timestamp();
         let going = match self.quantize(i)? {
             Step::Done => self.measure(i)?,
             other => other,
         };
         let cell = &mut self.cells[i];
-        cell.detail.duration_s = cell.started.elapsed().as_secs_f64();
+        cell.detail.duration_s = cell.took_s;
         match going {
             Step::Done => {
                 cell.measured = true;
-                for point in cell.points.iter_mut().filter(|p| p.state != State::Failed) {
+                let measured = |p: &&mut Point| p.state == State::Measured;
+                for point in cell.points.iter_mut().filter(measured) {
                     point.row.status = Status::Ok;
                     point.row.error.clear();
                 }
@@ -582,59 +709,6 @@ impl<'a> Suite<'a> {
         }
     }
 
-    fn quantize(&mut self, i: usize) -> Result<Step> {
-        if !self.has_weights {
-            return Ok(Step::Done);
-        }
-        let first = self.first_of(i);
-        if first != i {
-            // The weights do not depend on the cache: they are those of the first one's cell.
-            return Ok(match self.cells[first].quantized.clone() {
-                Some(result) => {
-                    self.cells[i].record_quantized(result);
-                    Step::Done
-                }
-                None => Step::Failed(self.cells[first].points[0].ending()),
-            });
-        }
-        let cell = &mut self.cells[i];
-        let calibrated = cell.method.calibration() == quant::Calibration::Inputs;
-        let job = Job::Quantize(QuantizeJob {
-            model: self.options.model.clone(),
-            precision: cell.id.clone(),
-            calibration: if calibrated {
-                self.calibration.clone()
-            } else {
-                vec![]
-            },
-            kv: cell.kv.clone(),
-            output: cell.packed.clone(),
-        });
-        let layers = self.info.model.layers as usize;
-        let stage = self
-            .progress
-            .stage(&format!("{} quantize", cell.id), layers, "blocks");
-        let timeout = self.options.timeout_s.map(Duration::from_secs_f64);
-        let mut child = Child::start(&job, self.options.threads, timeout)?;
-        let mut result: Option<QuantizeResult> = None;
-        loop {
-            match child.next(self.interrupted) {
-                Outcome::Event(Event::Progress { done, .. }) => stage.set(done),
-                Outcome::Event(Event::Quantized(r)) => result = Some(r),
-                Outcome::Event(other) => return Ok(Step::unexpected(&other)),
-                Outcome::Failed(ending) => return Ok(Step::Failed(ending)),
-                Outcome::Interrupted => return Ok(Step::Interrupted),
-                Outcome::Done => break,
-            }
-        }
-        let Some(result) = result else {
-            return Ok(Step::silent());
-        };
-        stage.finish(&format!("{:.1} s", result.quantize_s));
-        cell.record_quantized(result);
-        Ok(Step::Done)
-    }
-
     /// Measures memory at every point of a cell, then quality. A point that runs out of memory
     /// ends its child; another child goes on with what is left.
     fn measure(&mut self, i: usize) -> Result<Step> {
@@ -649,7 +723,7 @@ impl<'a> Suite<'a> {
             };
             let cell = &mut self.cells[i];
             cell.out_of_memory(point, &ending);
-            if cell.points.iter().all(|p| p.state == State::Failed) {
+            if cell.is_lost() {
                 return Ok(Step::Failed(ending));
             }
             self.progress
@@ -657,23 +731,45 @@ impl<'a> Suite<'a> {
         }
     }
 
-    /// Runs one measuring child over these points, and over the texts if it gets through them.
-    fn measure_points(&mut self, i: usize, open: &[usize]) -> Result<Step> {
-        let timeout = self.timeout();
-        let subject = self.subject(i);
-        let divergence = self.divergence_job(i);
-        let cell = &mut self.cells[i];
-        let job = Job::Measure(MeasureJob {
+    fn measure_job(&self, i: usize, open: &[usize]) -> Job {
+        Job::Measure(MeasureJob {
             place: self.place.clone(),
-            subject,
-            kv: cell.kv.clone(),
+            subject: self.subject(i),
+            kv: self.cells[i].kv.clone(),
             workloads: open.iter().map(|p| self.workloads[*p].clone()).collect(),
             streams: self.scoring.streams.clone(),
             texts: self.scoring.texts.clone(),
             memory_limit_bytes: self.options.memory_limit_bytes,
             choices: choices::items(&self.choices),
-            divergence,
-        });
+            divergence: self.divergence_job(i),
+        })
+    }
+
+    /// Of a measurement of these points in the journal.
+    fn measure_key(&self, i: usize, open: &[usize]) -> String {
+        let packed = &self.cells[i].detail.packed_sha256;
+        self.keys.run(&self.measure_job(i, open), packed)
+    }
+
+    /// Runs one measuring child over these points, and over the texts if it gets through them.
+    fn measure_points(&mut self, i: usize, open: &[usize]) -> Result<Step> {
+        let key = self.measure_key(i, open);
+        let mut teller = match Teller::kept(&self.journal, &key) {
+            Some(teller) => teller,
+            None => {
+                match self.provide_weights(i)? {
+                    Step::Done => {}
+                    other => return Ok(other),
+                }
+                match self.provide_reference(i)? {
+                    Step::Done => {}
+                    other => return Ok(other),
+                }
+                let job = self.measure_job(i, open);
+                Teller::start(&job, key, self.options.threads, self.timeout())?
+            }
+        };
+        let cell = &mut self.cells[i];
         let items: usize = self.choices.iter().map(|set| set.items.len()).sum();
         let windows = self.scoring.windows();
         let (what, steps, unit) = match windows {
@@ -683,12 +779,11 @@ impl<'a> Suite<'a> {
         let stage = self
             .progress
             .stage(&format!("{} {what}", cell.title), steps, unit);
-        let mut child = Child::start(&job, self.options.threads, timeout)?;
         let mut left = open.iter().copied();
         let mut done = 0;
         let (mut loaded, mut scored) = (false, windows == 0);
         loop {
-            match child.next(self.interrupted) {
+            match teller.next(self.interrupted) {
                 Outcome::Event(Event::Loaded) => loaded = true,
                 Outcome::Event(Event::Memory(memory)) => match left.next() {
                     Some(point) => cell.record_memory(point, &memory),
@@ -736,10 +831,21 @@ impl<'a> Suite<'a> {
         }
         let peak = format!(
             "peak {:.1} MiB",
-            cell.points[0].row.peak_memory_bytes.unwrap_or(0) as f64 / f64::from(1 << 20)
+            cell.points[cell.first_point()]
+                .row
+                .peak_memory_bytes
+                .unwrap_or(0) as f64
+                / f64::from(1 << 20)
         );
+        let live = teller.is_live();
+        cell.took_s += teller.seconds();
+        teller.keep(&mut self.journal, &mut self.info.reused, |r| {
+            &mut r.measured
+        })?;
         if windows == 0 {
-            stage.finish(&peak);
+            if live {
+                stage.finish(&peak);
+            }
             return Ok(Step::Done);
         }
         let uncompared: u64 = cell.divergences.iter().map(|d| d.nonfinite_tokens).sum();
@@ -747,8 +853,11 @@ impl<'a> Suite<'a> {
             cell.warnings
                 .push(Warning::UncomparedTokens { tokens: uncompared });
         }
-        stage.finish(&format!("{}, {peak}", self.scored_line(i)));
-        self.note_choices(i);
+        let scored = self.scored_line(i);
+        if live {
+            stage.finish(&format!("{scored}, {peak}"));
+            self.note_choices(i);
+        }
         Ok(Step::Done)
     }
 
@@ -829,7 +938,7 @@ fn model_info(
             .map(|(_, shape)| shape.iter().product::<usize>() as u64)
             .sum()
     };
-    let shapes = weights::layout(config);
+    let shapes = sources::layout(config);
     Ok(ModelInfo {
         name: source.name().into(),
         source: options

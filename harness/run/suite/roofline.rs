@@ -1,10 +1,11 @@
 //! The machine's ceilings, measured before the timing, and each row's share of them.
 
-use super::super::child::{Child, Outcome};
+use super::super::child::Outcome;
 use super::super::host;
 use super::super::job::{Event, Job};
 use super::Suite;
 use super::cell::{lost, one_line};
+use super::pieces::Teller;
 use crate::Result;
 use crate::measure::roofline::buffer_bytes;
 use crate::report::format::number;
@@ -22,11 +23,19 @@ impl Suite<'_> {
             buffer_bytes: buffer_bytes(caches, host::available_memory_bytes()),
         };
         let stage = self.progress.stage("roofline", 1, "machine");
-        let mut child = Child::start(&job, self.options.threads, self.timeout())?;
-        let ending = match child.next(self.interrupted) {
+        let key = self.keys.roofline(&job);
+        let mut teller = match Teller::kept(&self.journal, &key) {
+            Some(teller) => teller,
+            None => Teller::start(&job, key, self.options.threads, self.timeout())?,
+        };
+        let ending = match teller.next(self.interrupted) {
             Outcome::Event(Event::Roofline(measured)) => {
-                child.finish();
-                stage.finish(&in_words(&measured));
+                if teller.is_live() {
+                    stage.finish(&in_words(&measured));
+                }
+                teller.keep(&mut self.journal, &mut self.info.reused, |r| {
+                    &mut r.rooflines
+                })?;
                 if let Some(doubt) = doubt(&measured) {
                     self.doubt_machine(doubt);
                 }

@@ -1,6 +1,6 @@
 //! All rows of a run as they stand.
 
-use super::cell::{Cell, Point};
+use super::cell::{Cell, Point, State};
 use super::{OVERALL, Suite, divergence};
 use crate::data::protocol::Protocol;
 use crate::measure::divergence::{WindowDivergence, perplexity_ratio};
@@ -20,7 +20,7 @@ impl Suite<'_> {
         let mut tables = Tables {
             info: RunInfo {
                 finished_at: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-                duration_s: self.started.elapsed().as_secs_f64(),
+                duration_s: self.started.elapsed().as_secs_f64() + self.info.reused.seconds,
                 complete,
                 cells: self.cells.iter().map(|c| c.detail.clone()).collect(),
                 ..self.info.clone()
@@ -73,7 +73,8 @@ impl Suite<'_> {
                 let samples = cell.points.iter().flat_map(|p| &p.samples);
                 tables.samples.extend(samples.cloned());
             }
-            for (p, point) in cell.points.iter().enumerate() {
+            let asked = |(_, p): &(usize, &Point)| p.state != State::LeftOut;
+            for (p, point) in cell.points.iter().enumerate().filter(asked) {
                 let mut row = result_row(point, &quality_columns);
                 let warnings = self.warnings_of(cell, point, reference, &row);
                 row.warnings = warning::joined(&warnings);
@@ -227,7 +228,7 @@ impl Suite<'_> {
             warnings.extend(doubts::divergence(row.kl_mean_nats, row.kl_p99_nats));
         }
         match cell.method.noise_floor_of() {
-            _ if cell.timed => {}
+            _ if cell.timed || cell.declared.is_some() => {}
             Some(of) => warnings.push(Warning::NoiseFloor { of }),
             None => warnings.push(Warning::ReferenceOnly),
         }

@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 impl Options {
     /// Prompt lengths to measure, in the order asked for.
-    pub(super) fn contexts(&self) -> Vec<usize> {
+    pub fn contexts(&self) -> Vec<usize> {
         match self.context.is_empty() {
             true => vec![self.prompt_tokens],
             false => self.context.clone(),
@@ -73,12 +73,12 @@ impl Cell {
         let (batch, context) = size(self, point);
         let given_up = Ending {
             status: Status::Skipped,
-            message: format!("oom at batch {batch}, context {context}"),
+            message: format!("oom@{} kv={} b={batch} ctx={context}", self.id, self.kv),
         };
         for p in 0..self.points.len() {
             let (other_batch, other_context) = size(self, p);
             let larger = other_batch >= batch && other_context >= context;
-            if larger && self.points[p].state != State::Failed {
+            if larger && !matches!(self.points[p].state, State::Failed | State::LeftOut) {
                 self.points[p].fail(&given_up);
             }
         }

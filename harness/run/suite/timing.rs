@@ -6,9 +6,10 @@
 use super::super::child::{Child, Ending, Outcome};
 use super::super::host;
 use super::super::job::{self, Event, Job, TimeJob};
+use super::super::journal::Timed;
 use super::super::progress::Stage;
 use super::Suite;
-use super::cell::{Point, State, lost};
+use super::cell::{Point, State, Step, lost};
 use crate::Result;
 use crate::measure::telemetry::Telemetry;
 use crate::report::record::{Status, StopRule};
@@ -56,6 +57,10 @@ impl Suite<'_> {
         };
         let together = free.is_none_or(|free| needed < free / 5 * 4);
         let most = self.options.max_reps;
+        for turn in precisions.iter().flatten() {
+            let key = self.turn_key(turn.cell, turn.point);
+            self.cells[turn.cell].points[turn.point].turn_key = key;
+        }
         let stage = self
             .progress
             .stage("timing", count * (most + 1), "repetitions");
@@ -191,7 +196,13 @@ impl Suite<'_> {
         progress: &mut Progress,
     ) -> Result<bool> {
         let mut children = vec![];
+        let lacks = |suite: &Self, t: &Turn| suite.lacks_turns(t.cell, t.point, &reps);
         for turns in precisions {
+            if !turns.iter().any(|t| lacks(self, t)) {
+                // The journal has all of it.
+                children.push(None);
+                continue;
+            }
             match self.start_timer(turns)? {
                 Ok(child) => children.push(child),
                 Err(Stop) => return Ok(false),
@@ -204,31 +215,47 @@ impl Suite<'_> {
             .collect();
         let ours: Vec<u32> = children.iter().flatten().map(Child::id).collect();
         let first = reps.start;
-        let rounds = std::iter::once((true, 0)).chain(reps.map(|r| (false, r)));
+        let rounds = std::iter::once((true, 0)).chain(reps.clone().map(|r| (false, r)));
         for (warmup, rep) in rounds {
             order.shuffle(rng);
             for (p, t) in &order {
                 progress.advance();
                 let turn = precisions[*p][*t];
-                let Some(child) = &mut children[*p] else {
-                    continue;
-                };
                 if self.point(&turn).state != State::Measured {
                     continue;
                 }
+                // A second pass warms up again; its sample continues the numbering.
+                let rep = if warmup { first } else { rep };
+                let kept = self.take_over_turn(turn.cell, turn.point, rep, warmup);
+                // A child that has turns left to do warms up for them, whatever was kept.
+                if kept && !(warmup && lacks(self, &turn)) {
+                    continue;
+                }
+                let Some(child) = &mut children[*p] else {
+                    continue;
+                };
                 let sampler = self.telemetry.as_ref().map(Telemetry::start);
                 child.tell(&t.to_string());
                 let ending = match child.next(self.interrupted) {
+                    Outcome::Event(Event::Timed(_)) if kept => continue,
                     Outcome::Event(Event::Timed(sample)) => {
-                        // A second pass warms up again; its sample continues the numbering.
-                        let rep = if warmup { first } else { rep };
                         let workload = &self.workloads[turn.point];
                         let point = &mut self.cells[turn.cell].points[turn.point];
                         point.record_sample(&sample, workload, rep, warmup);
-                        if let Some(sampler) = sampler.filter(|_| !warmup) {
-                            let recording = sampler.stop(sample.decode_s);
-                            point.watched.push(recording, child.id(), &ours);
+                        let watched = sampler.filter(|_| !warmup).map(|sampler| {
+                            (sampler.stop(sample.decode_s), child.id(), ours.clone())
+                        });
+                        if let Some((recording, own, ours)) = &watched {
+                            point.watched.push(recording.clone(), *own, ours);
                         }
+                        let timed = Timed {
+                            key: point.turn_key.clone(),
+                            rep,
+                            warmup,
+                            sample,
+                            watched,
+                        };
+                        self.journal.keep_turn(timed)?;
                         continue;
                     }
                     Outcome::Interrupted => return Ok(false),
@@ -253,9 +280,15 @@ impl Suite<'_> {
         Ok(true)
     }
 
-    /// A child that holds a precision, or none where it cannot be loaded.
-    fn start_timer(&mut self, turns: &[Turn]) -> Result<std::result::Result<Option<Child>, Stop>> {
-        let job = Job::Time(TimeJob {
+    /// Of a point's turns in the journal: whichever others it takes turns with.
+    pub(super) fn turn_key(&self, cell: usize, point: usize) -> String {
+        let packed = &self.cells[cell].detail.packed_sha256;
+        self.keys
+            .run(&self.time_job(&[Turn { cell, point }]), packed)
+    }
+
+    fn time_job(&self, turns: &[Turn]) -> Job {
+        Job::Time(TimeJob {
             place: self.place.clone(),
             subject: self.subject(turns[0].cell),
             turns: turns
@@ -265,7 +298,20 @@ impl Suite<'_> {
                     workload: self.workloads[t.point].clone(),
                 })
                 .collect(),
-        });
+        })
+    }
+
+    /// A child that holds a precision, or none where it cannot be loaded.
+    fn start_timer(&mut self, turns: &[Turn]) -> Result<std::result::Result<Option<Child>, Stop>> {
+        match self.provide_weights(turns[0].cell)? {
+            Step::Done => {}
+            Step::Interrupted => return Ok(Err(Stop)),
+            Step::Failed(ending) | Step::TooLarge(_, ending) => {
+                self.fail_all(turns, ending);
+                return Ok(Ok(None));
+            }
+        }
+        let job = self.time_job(turns);
         let mut child = Child::start(&job, self.options.threads, self.timeout())?;
         let ending = match child.next(self.interrupted) {
             Outcome::Event(Event::Ready) => return Ok(Ok(Some(child))),
