@@ -647,7 +647,7 @@ fn wrong_usage_is_code_2() {
         (&[new], "--baseline"),
         (&[base, new, "--baseline", "main"], "too many"),
         (&[base, new, base], "unexpected"),
-        (&[base, new, "--max-kl-increase", "10"], "10%"),
+        (&[base, new, "--max-kl-increase", "10"], "such as 0.3%"),
         (&[base, new, "--max-decode-decrease", "100%"], "100%"),
         (&[base, new, "--false-alarms", "0%"], "false_alarms"),
         (&[base, new, "--format", "pdf"], "junit"),

@@ -199,7 +199,7 @@ impl Trend {
 
     fn caption(&self, rows: &[HistoryRow]) -> String {
         let dates = || rows.iter().map(|row| row.started_at.as_str());
-        let (first, last) = (dates().next().unwrap_or(""), dates().last().unwrap_or(""));
+        let (first, last) = (dates().next().unwrap_or(""), dates().next_back().unwrap_or(""));
         format!(
             "{} of every run in the history, {first} to {last}. Rings are change points: the level \
              changed there by more than the gate's threshold, and random order would look so in at \
