@@ -10,14 +10,15 @@
 # themselves stay in target/gate. The exit code tells whether everything was as it has to be. The
 # machine should do nothing else.
 #
-# Settings, as environment variables: PAIRS [20] pairs and text subsets; REPEATS [5] runs on each
-# side of a pair; AA_RUN the kept run to resample; AA_COUNT [1000].
+# Settings, as environment variables: PAIRS [20] pairs and text subsets; REPEATS [8] runs on each
+# side of a pair; OPTIONS [--limit 6 --calibration-limit 2 --reps 5] of these runs; AA_RUN the kept run to resample; AA_COUNT [1000].
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: scripts/gate-check.sh OUT aa|pairs|planted|all}
 step=${2:?usage: scripts/gate-check.sh OUT aa|pairs|planted|all}
 pairs=${PAIRS:-20}
-repeats=${REPEATS:-5}
+repeats=${REPEATS:-8}
+options=${OPTIONS:---limit 6 --calibration-limit 2 --reps 5}
 work=target/gate
 mkdir -p "$out" "$work"
 cargo build --release --locked
@@ -30,10 +31,11 @@ aa() {
     "$gate" aa "${AA_RUN:-reports/2026-11-21-epyc-2core-embedded}" "${AA_COUNT:-1000}" | tee "$out/aa.txt"
 }
 
-# One timed run; what it measures is small, so that 200 of them take no day.
+# One timed run. Many short runs tell more than a few long ones: speeds scatter between runs more
+# than within them.
 measure() { # OUT
-    "$quantbench" run --quiet --precisions fp16,int8 --limit 20 --calibration-limit 2 --reps 20 \
-        --out "$1" >"$1.log" 2>&1
+    # shellcheck disable=SC2086 # options are words
+    "$quantbench" run --quiet --precisions fp16,int8 $options --out "$1" >"$1.log" 2>&1
 }
 
 number() { printf %02d "$1"; }
@@ -83,10 +85,10 @@ quality() { # NUMBER TEXTS
     local runs=$work/quality/$1
     rm -rf "$runs"
     mkdir -p "$runs"
-    local options=(--quiet --datasets "$2" --limit 20 --calibration-limit 12 --reps 1
+    local scored=(--quiet --datasets "$2" --limit 20 --calibration-limit 12 --reps 1
         --prompt-tokens 16 --gen-tokens 4)
-    "$quantbench" run "${options[@]}" --precisions fp16,gptq-int4 --out "$runs/base" >/dev/null 2>&1
-    QUANTBENCH_TEST_GATE=1 "$gate" run "${options[@]}" \
+    "$quantbench" run "${scored[@]}" --precisions fp16,gptq-int4 --out "$runs/base" >/dev/null 2>&1
+    QUANTBENCH_TEST_GATE=1 "$gate" run "${scored[@]}" \
         --precisions fp16,gptq-int3,scales-x2-gptq-int4 --out "$runs/new" >/dev/null 2>&1
     for planted in gptq-int3 scales-x2-gptq-int4; do
         "$gate" take "$runs/new" $planted gptq-int4 "$runs/$planted"
