@@ -116,7 +116,7 @@ impl Pair {
             dir: tempfile::tempdir().unwrap(),
         };
         base.write(&pair.base()).unwrap();
-        new.write(&pair.new()).unwrap();
+        new.write(&pair.changed()).unwrap();
         pair
     }
 
@@ -132,12 +132,12 @@ impl Pair {
         self.dir.path().join("base")
     }
 
-    fn new(&self) -> PathBuf {
+    fn changed(&self) -> PathBuf {
         self.dir.path().join("new")
     }
 
     fn compare(&self, args: &[&str]) -> Output {
-        compare(&self.base(), &self.new(), args)
+        compare(&self.base(), &self.changed(), args)
     }
 
     fn json(&self, args: &[&str]) -> Value {
@@ -340,17 +340,17 @@ fn a_perplexity_that_is_no_number_is_a_regression() {
 #[test]
 fn every_protocol_is_judged_by_itself() {
     let second = |t: &mut Tables, nll: f64| {
-        for (mut q, mut w) in [(t.quality[1].clone(), t.windows.clone())] {
-            q.protocol = "strided@512:256".into();
-            q.perplexity = f64::exp(nll);
-            t.quality.push(q);
-            w.retain(|w| w.precision == "int8");
-            w.iter_mut().for_each(|w| {
-                w.protocol = "strided@512:256".into();
-                w.nll_sum_nats += 511.0 * (nll - 3.01);
-            });
-            t.windows.extend(w);
+        let mut q = t.quality[1].clone();
+        q.protocol = "strided@512:256".into();
+        q.perplexity = f64::exp(nll);
+        t.quality.push(q);
+        let mut windows = t.windows.clone();
+        windows.retain(|w| w.precision == "int8");
+        for w in &mut windows {
+            w.protocol = "strided@512:256".into();
+            w.nll_sum_nats += 511.0 * (nll - 3.01);
         }
+        t.windows.extend(windows);
     };
     let (mut base, mut new) = (made_up(), made_up());
     second(&mut base, 2.9);
@@ -628,6 +628,22 @@ fn repeated_runs_show_what_repetitions_hide() {
     write("new", [1.6, 1.5, 1.7, 1.55, 1.65]);
     let repeated = compare(&at("base"), &at("new"), &["--repeated"]);
     assert_eq!(repeated.status.code(), Some(1), "{}", stdout(&repeated));
+    // What is shown is what was compared, not the first run.
+    let output = compare(&at("base"), &at("new"), &["--repeated", "--format", "json"]);
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = change(&json, "decode_tok_s", "int8");
+    let shown = found["new"].as_f64().unwrap() / found["base"].as_f64().unwrap() - 1.0;
+    assert!(
+        (shown - found["change"].as_f64().unwrap()).abs() < 1e-9,
+        "{found}"
+    );
+    // A cell that failed once has failed.
+    let mut failed = made_up();
+    failed.results[1].status = Status::Oom;
+    failed.samples.retain(|s| s.precision != "int8");
+    failed.write(&at("new/4")).unwrap();
+    let once = compare(&at("base"), &at("new"), &["--repeated"]);
+    assert_eq!(once.status.code(), Some(3), "{}", stdout(&once));
     // They have to be repetitions of the same.
     let mut other = made_up();
     other.info.model.weights_sha256 = "x".into();
@@ -640,14 +656,14 @@ fn repeated_runs_show_what_repetitions_hide() {
 #[test]
 fn wrong_usage_is_code_2() {
     let pair = Pair::edited(|_| {});
-    let (base, new) = (pair.base(), pair.new());
+    let (base, new) = (pair.base(), pair.changed());
     let (base, new) = (base.to_str().unwrap(), new.to_str().unwrap());
     let cases: &[(&[&str], &str)] = &[
         (&[], "DIR"),
         (&[new], "--baseline"),
         (&[base, new, "--baseline", "main"], "too many"),
         (&[base, new, base], "unexpected"),
-        (&[base, new, "--max-kl-increase", "10"], "10%"),
+        (&[base, new, "--max-kl-increase", "10"], "such as 0.3%"),
         (&[base, new, "--max-decode-decrease", "100%"], "100%"),
         (&[base, new, "--false-alarms", "0%"], "false_alarms"),
         (&[base, new, "--format", "pdf"], "junit"),
@@ -677,12 +693,12 @@ fn hostile_and_partial_folders_end_in_words() {
     ];
     for (file, bytes) in damage {
         let pair = Pair::edited(|_| {});
-        fs::write(pair.new().join(file), bytes).unwrap();
+        fs::write(pair.changed().join(file), bytes).unwrap();
         let output = pair.compare(&[]);
         assert_eq!(output.status.code(), Some(2), "{file}: {}", stderr(&output));
         assert!(stderr(&output).contains(file));
         // The same on the other side: there is no baseline to compare with.
-        let output = compare(&pair.new(), &pair.base(), &[]);
+        let output = compare(&pair.changed(), &pair.base(), &[]);
         assert_eq!(output.status.code(), Some(4), "{file}: {}", stderr(&output));
         assert!(
             stderr(&output).contains("no baseline"),
@@ -691,12 +707,12 @@ fn hostile_and_partial_folders_end_in_words() {
         );
     }
     let pair = Pair::edited(|_| {});
-    fs::remove_file(pair.new().join("run.json")).unwrap();
+    fs::remove_file(pair.changed().join("run.json")).unwrap();
     assert_eq!(pair.compare(&[]).status.code(), Some(2));
     // Tables that a run cut short lacks: what they would tell cannot be told.
     for file in ["windows.csv", "samples.csv"] {
         let pair = Pair::edited(|_| {});
-        fs::remove_file(pair.new().join(file)).unwrap();
+        fs::remove_file(pair.changed().join(file)).unwrap();
         let output = pair.compare(&[]);
         assert_eq!(output.status.code(), Some(4), "{}", stdout(&output));
         assert!(stdout(&output).contains(file), "{}", stdout(&output));
@@ -712,7 +728,7 @@ fn hostile_and_partial_folders_end_in_words() {
     let empty = tempfile::tempdir().unwrap();
     let pair = Pair::edited(|_| {});
     assert_eq!(
-        compare(empty.path(), &pair.new(), &[]).status.code(),
+        compare(empty.path(), &pair.changed(), &[]).status.code(),
         Some(4)
     );
     assert_eq!(
@@ -720,7 +736,7 @@ fn hostile_and_partial_folders_end_in_words() {
         Some(2)
     );
     assert_eq!(
-        compare(Path::new("/nosuch"), &pair.new(), &[])
+        compare(Path::new("/nosuch"), &pair.changed(), &[])
             .status
             .code(),
         Some(4)
@@ -824,25 +840,28 @@ fn baselines_are_kept_by_name() {
             .unwrap();
         (output.status.code(), stdout(&output) + &stderr(&output))
     };
-    let (code, said) = run(&pair.new(), &["--baseline", "main"]);
+    let (code, said) = run(&pair.changed(), &["--baseline", "main"]);
     assert_eq!(code, Some(4), "{said}");
     assert!(said.contains("main"), "{said}");
     let (code, said) = run(&pair.base(), &["--save-baseline", "main"]);
     assert_eq!(code, Some(0), "{said}");
     assert!(dir.join("main/results.csv").exists());
-    assert_eq!(run(&pair.new(), &["--baseline", "main"]).0, Some(0));
+    assert_eq!(run(&pair.changed(), &["--baseline", "main"]).0, Some(0));
     // One that is worse does not become the baseline in passing.
     let mut worse = made_up();
     worsen(&mut worse, &METRICS[0], 1.05, false);
-    worse.write(&pair.new()).unwrap();
+    worse.write(&pair.changed()).unwrap();
     let save = ["--baseline", "main", "--save-baseline", "main"];
-    let (code, said) = run(&pair.new(), &save);
+    let (code, said) = run(&pair.changed(), &save);
     assert_eq!(code, Some(1));
     assert!(said.contains("was not saved"), "{said}");
-    assert_eq!(run(&pair.new(), &["--baseline", "main"]).0, Some(1));
+    assert_eq!(run(&pair.changed(), &["--baseline", "main"]).0, Some(1));
     // But it may, if one says so.
-    assert_eq!(run(&pair.new(), &["--save-baseline", "main"]).0, Some(0));
-    assert_eq!(run(&pair.new(), &["--baseline", "main"]).0, Some(0));
+    assert_eq!(
+        run(&pair.changed(), &["--save-baseline", "main"]).0,
+        Some(0)
+    );
+    assert_eq!(run(&pair.changed(), &["--baseline", "main"]).0, Some(0));
 }
 
 #[test]

@@ -239,6 +239,14 @@ fn observe(
     if !run.not_comparable.is_empty() {
         return Some((run, vec![]));
     }
+    // A cell that failed in one repetition has failed, and has no speed there to go by.
+    for again in new.iter().skip(1) {
+        let failed = matched(&base[..1], std::slice::from_ref(again)).failed;
+        run.failed.extend(failed);
+    }
+    if !run.failed.is_empty() {
+        return Some((run, vec![]));
+    }
     let cells = matched(base, new);
     run.failed = cells.failed;
     run.notes = cells.notes;
@@ -267,7 +275,7 @@ fn outcome(comparison: &Comparison) -> Outcome {
 fn judge(observation: Observation, thresholds: &Thresholds, tail: f64) -> Change {
     let metric = observation.metric;
     let threshold = (metric.limit)(thresholds);
-    let (base, new) = (observation.base, observation.new);
+    let (base, new) = typical(&observation).unwrap_or((observation.base, observation.new));
     let change = |value: f64, interval, verdict, note: &str| Change {
         cell: observation.cell.clone(),
         metric: metric.id,
@@ -338,10 +346,23 @@ fn speed_ratio(base: &[Vec<f64>], new: &[Vec<f64>], noise: f64, tail: f64) -> Op
     if base.len().min(new.len()) < 2 {
         return ratio_of_medians(&base[0], &new[0], noise, tail);
     }
-    let medians = |runs: &[Vec<f64>]| -> Option<Vec<f64>> {
-        runs.iter().map(|speeds| median(speeds)).collect()
-    };
     ratio_of_runs(&medians(base)?, &medians(new)?, noise, tail)
+}
+
+fn medians(runs: &[Vec<f64>]) -> Option<Vec<f64>> {
+    runs.iter().map(|speeds| median(speeds)).collect()
+}
+
+/// The speeds that a comparison of repeated runs is about: geometric means over the runs.
+fn typical(observation: &Observation) -> Option<(f64, f64)> {
+    let Data::Repetitions { base, new } = &observation.data else {
+        return None;
+    };
+    let mean = |runs: &[Vec<f64>]| -> Option<f64> {
+        let logs: Vec<f64> = medians(runs)?.iter().map(|speed| speed.ln()).collect();
+        Some((logs.iter().sum::<f64>() / logs.len() as f64).exp())
+    };
+    (base.len().min(new.len()) > 1).then_some((mean(base)?, mean(new)?))
 }
 
 fn verdict(better: Better, change: &Estimate, threshold: f64) -> Verdict {

@@ -3,6 +3,7 @@
 use super::HistoryRow;
 use super::change_points::{ChangePoint, change_points};
 use crate::compare::Thresholds;
+use crate::measure::stats::median;
 use crate::report::csv::write_whole;
 use crate::report::format;
 use crate::report::plots::axis::{Axis, Frame};
@@ -58,6 +59,17 @@ pub struct Series {
     pub points: Vec<(usize, f64)>,
     /// `at` counts the points of the series.
     pub changes: Vec<ChangePoint>,
+}
+
+/// Runs whose median is a line's start.
+const START: usize = 5;
+
+impl Series {
+    fn start(&self) -> f64 {
+        let first = self.points.iter().take(START);
+        let values: Vec<f64> = first.map(|point| point.1).collect();
+        median(&values).unwrap_or(1.0)
+    }
 }
 
 /// What [`render`] wrote and found.
@@ -145,14 +157,15 @@ impl Trend {
         all
     }
 
-    /// Lines as changes from each one's first run; nothing unless some has two points.
+    /// Lines as changes from each one's start, the median of its first runs, so that one odd
+    /// first run does not lift or sink a line; nothing unless some has two points.
     pub fn draw(&self, rows: &[HistoryRow]) -> Option<Scene> {
         const HEIGHT: f64 = 380.0;
         let all = self.series(rows);
         if all.iter().all(|series| series.points.len() < 2) {
             return None;
         }
-        let change = |series: &Series, value: f64| 100.0 * (value / series.points[0].1 - 1.0);
+        let change = |series: &Series, value: f64| 100.0 * (value / series.start() - 1.0);
         let styles = style::styles(all.iter().map(|series| series.label.as_str()));
         let legend: Vec<(String, LegendMark)> = all
             .iter()
@@ -167,7 +180,7 @@ impl Trend {
         let y = Axis::covering(changes.chain([0.0]), 6);
         let frame = Frame::new(WIDTH, HEIGHT, whole_numbers(runs(rows).len()), y);
         let mut scene = Scene::new(WIDTH, HEIGHT + style::legend_height(WIDTH, &legend) + EDGE);
-        let y_title = format!("{}: change from the first run (%)", self.title);
+        let y_title = format!("{}: change from the start (%)", self.title);
         frame.draw(&mut scene, "Run", &y_title);
         let place = |series: &Series, (run, value): (usize, f64)| {
             frame.at(run as f64 + 1.0, change(series, value))
@@ -176,10 +189,12 @@ impl Trend {
             let line: Vec<Point> = series.points.iter().map(|p| place(series, *p)).collect();
             scene.line(line, 1.6, styles[&series.label].color);
         }
-        for series in &all {
+        for (i, series) in all.iter().enumerate() {
+            // Lines that lie on each other, as of memory, stay visible one inside the other.
+            let radius = (3.0 + 1.2 * (all.len() - 1 - i) as f64).min(6.6);
             for point in &series.points {
                 let style = styles[&series.label];
-                style::draw_marker(&mut scene, place(series, *point), 3.2, style);
+                style::draw_marker(&mut scene, place(series, *point), radius, style);
             }
         }
         for series in &all {
@@ -199,9 +214,13 @@ impl Trend {
 
     fn caption(&self, rows: &[HistoryRow]) -> String {
         let dates = || rows.iter().map(|row| row.started_at.as_str());
-        let (first, last) = (dates().next().unwrap_or(""), dates().last().unwrap_or(""));
+        let (first, last) = (
+            dates().next().unwrap_or(""),
+            dates().next_back().unwrap_or(""),
+        );
         format!(
-            "{} of every run in the history, {first} to {last}. Rings are change points: the level \
+            "{} of every run in the history, {first} to {last}, as a change from the median of each \
+             line's first {START} runs. Rings are change points: the level \
              changed there by more than the gate's threshold, and random order would look so in at \
              most 1 % of cases.",
             self.title
@@ -251,7 +270,7 @@ pub fn render(rows: &[HistoryRow], out: &Path) -> Result<Drawn> {
         let caption = trend.caption(rows);
         let svg = scene::svg(&scene, trend.title, &caption)?;
         write_whole(&files[0], svg.as_bytes())?;
-        scene::png(&scene, &files[1])?;
+        save_png(&scene, &files[1])?;
         page += &format!("![{}]({}.svg)\n\n{caption}\n", trend.title, trend.name);
         for series in trend.series(rows) {
             for mark in &series.changes {
@@ -265,6 +284,17 @@ pub fn render(rows: &[HistoryRow], out: &Path) -> Result<Drawn> {
     }
     write_whole(&drawn.page, page.as_bytes())?;
     Ok(drawn)
+}
+
+/// Beside its destination first: a reader never meets half a picture.
+fn save_png(scene: &Scene, path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{}.{name}", std::process::id()));
+    scene::png(scene, &temporary)?;
+    std::fs::rename(&temporary, path).map_err(|e| {
+        let _ = std::fs::remove_file(&temporary);
+        Error::io(path, e, "choose a folder that can be written with --out")
+    })
 }
 
 fn sentence(

@@ -1,18 +1,19 @@
 //! A planted defect: `scales-x2-METHOD` quantizes as METHOD does, but with the scales of one
-//! linear doubled.
+//! decoder layer doubled, in all its linears. (Of one linear alone it can be within the gate's
+//! threshold: `down_proj` of this layer costs the embedded model 0.26 % of its perplexity.)
 
 use quantbench::packed::{FormatSpec, PackedLinear};
 use quantbench::quant::{self, Calibration, Family, Group, LayerStats, Listed, Notes, QuantMethod};
 use std::collections::BTreeMap;
 
-/// The linear whose scales are doubled.
-const LINEAR: &str = "layers.3.mlp.down_proj";
+/// The layer whose scales are doubled.
+const LAYER: &str = ".layers.3.";
 const PREFIX: &str = "scales-x2-";
 
 pub const FAMILY: Family = Family {
     ids: &[Listed {
         id: "scales-x2-rtn-int4",
-        about: "any method, the scales of one linear doubled (a planted defect)",
+        about: "any method, the scales of one layer doubled (a planted defect)",
     }],
     parse: |id| {
         let method = quant::parse(id.strip_prefix(PREFIX)?);
@@ -64,7 +65,7 @@ impl QuantMethod for Doubled {
     ) -> quantbench::Result<Vec<Box<dyn PackedLinear>>> {
         let mut group = group.clone();
         for member in &mut group.members {
-            if member.name.ends_with(LINEAR) {
+            if member.name.contains(LAYER) {
                 member.weight.data.iter_mut().for_each(|w| *w *= 2.0);
             }
         }

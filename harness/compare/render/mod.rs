@@ -77,13 +77,13 @@ fn title(run: &RunComparison) -> String {
         "" => "an unknown commit".to_string(),
         commit => one_line(commit),
     };
-    format!(
-        "{name}{} on {}, {} to {}",
-        one_line(&run.model),
-        one_line(&run.device),
-        commit(&run.base_commit),
-        commit(&run.new_commit)
-    )
+    let (base, new) = (commit(&run.base_commit), commit(&run.new_commit));
+    let commits = match base == new {
+        true => format!("both {new}"),
+        false => format!("{new} against {base}"),
+    };
+    let (model, device) = (one_line(&run.model), one_line(&run.device));
+    format!("{name}{model} on {device}, {commits}")
 }
 
 /// Sentences about runs and cells that are missing, failed or new: failures first.
