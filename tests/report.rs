@@ -9,7 +9,9 @@ use quantbench::report::plots::labels::{self, Rect, Surroundings};
 use quantbench::report::plots::pareto::{self, Better};
 use quantbench::report::plots::scene::{self, Shape};
 use quantbench::report::plots::{PLOTS, Plot, Scene, style};
-use quantbench::report::record::{GpuInfo, ResultRow, RunInfo, Status};
+use quantbench::report::record::{
+    CellDetail, ConfidenceBucket, Divergence, GpuInfo, ResultRow, RunInfo, Status,
+};
 use quantbench::report::{self, Tables, format, markdown, terminal};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -636,16 +638,17 @@ fn shares_stand_beside_the_rates_they_explain() {
     let results = content::results(&tables("run"));
     let heads: Vec<_> = results.columns.iter().map(|c| c.short.as_str()).collect();
     assert_eq!(
-        heads[5..10],
+        heads[6..11],
         ["prefill/s", "MFU%", "decode/s", "MBU%", "quant s"]
     );
     let cells = &results.rows[0].cells;
-    assert_eq!(cells[6].text, "13");
-    assert_eq!(cells[8].text, "11");
-    // All columns of an ordinary run fit the terminal.
+    assert_eq!(cells[7].text, "13");
+    assert_eq!(cells[9].text, "11");
+    // All columns of an ordinary run but one fit the terminal.
     let terminal = terminal::summary(&tables("run"));
     let head = terminal.lines().next().unwrap();
-    assert!(heads[..10].iter().all(|h| head.contains(h)), "{head}");
+    let mut shown = heads[..11].iter().filter(|h| **h != "MFU%");
+    assert!(shown.all(|h| head.contains(h)), "{head}");
 
     let notes = content::method_notes(&tables("run"));
     let note = |term: &str| &notes.iter().find(|(t, _)| *t == term).unwrap().1;
@@ -866,7 +869,8 @@ fn partial_runs_render() {
         }
         let rendered = report::render(dir.path()).unwrap();
         assert_eq!(rendered.plots.len(), 2 * drawn, "{name}");
-        let not_drawn = plots_of_one_workload() - drawn;
+        // These runs compared nothing token by token: that plot says nothing.
+        let not_drawn = plots_of_one_workload() - 1 - drawn;
         assert_eq!(rendered.not_drawn.len(), not_drawn, "{name}");
         let html = text(&rendered.html);
         for (plot, sentence) in &rendered.not_drawn {
@@ -988,7 +992,7 @@ fn summaries_show_the_first_workload_and_one_table_all() {
     let dir = scratch();
     tables.write(dir.path()).unwrap();
     let rendered = report::render(dir.path()).unwrap();
-    assert_eq!(rendered.plots.len(), 2 * PLOTS.len());
+    assert_eq!(rendered.plots.len(), 2 * (PLOTS.len() - 1));
     for page in [text(rendered.html), text(rendered.markdown)] {
         assert!(page.contains("Every batch and context"));
         assert!(page.contains("Summaries show batch 1, context 512, the first of 15"));
@@ -1172,4 +1176,117 @@ fn digits_follow_from_the_uncertainty() {
     let gib = format::ByteUnit::for_largest([20 << 30, 1]);
     assert_eq!(gib.with_unit(5 << 29), "2.50 GiB");
     assert_eq!(format::ascii("Δ −1 ± 2 × 3 – é"), "d -1 +/- 2 x 3 - ?");
+}
+
+// ---- divergence -------------------------------------------------------------------------
+
+/// The golden run with a noise floor that would win every comparison if it took part.
+fn with_noise_floor() -> Tables {
+    let mut tables = tables("run");
+    let mut floor = tables.results[2].clone();
+    floor.precision = "fp16+ulp".into();
+    floor.kl_mean_nats = Some(6.4e-7);
+    floor.delta_nll_nats = Some(-0.01);
+    floor.delta_nll_ci_low = Some(-0.011);
+    floor.delta_nll_ci_high = Some(-0.009);
+    floor.peak_memory_bytes = floor.peak_memory_bytes.map(|b| b / 3);
+    tables.info.noise_floors = vec![floor.precision.clone()];
+    let mut pair = tables.pairs[0].clone();
+    pair.dataset = "overall".into();
+    pair.precision_b = floor.precision.clone();
+    tables.pairs.push(pair);
+    let mut quality = tables.quality[8].clone();
+    quality.precision = floor.precision.clone();
+    tables.quality.push(quality);
+    tables.results.push(floor);
+    tables
+}
+
+#[test]
+fn a_noise_floor_is_explained_and_never_offered() {
+    let tables = with_noise_floor();
+    let before = self::tables("run");
+    assert_eq!(content::headline(&tables), content::headline(&before));
+    assert_eq!(content::pairs(&tables), content::pairs(&before));
+    for plot in PLOTS {
+        let Some(scene) = (plot.draw)(&tables) else {
+            continue;
+        };
+        let named = |s: &Shape| matches!(s, Shape::Text { text, .. } if text.contains("ulp"));
+        assert!(!scene.shapes.iter().any(named), "{}", plot.name);
+        let caption = (plot.caption)(&tables);
+        assert!(!caption.contains("fp16+ulp (no value)"), "{caption}");
+        let mentioned = caption.contains("fp16+ulp");
+        assert_eq!(mentioned, plot.name == "kl_vs_memory", "{caption}");
+    }
+    let page = markdown::page(&tables, &[]);
+    assert!(page.contains("| fp16+ulp noise floor | 6.4e−7 |"), "{page}");
+    assert!(page.contains("so 6.4e−7 nats is what “lossless” means here"));
+    assert!(page.contains("it is no precision to choose"));
+}
+
+#[test]
+fn distances_are_shown_in_every_rendering() {
+    let mut tables = tables("run");
+    let buckets = |kl| {
+        let bucket = |from, to, tokens| ConfidenceBucket {
+            from,
+            to,
+            tokens,
+            kl_mean_nats: (tokens > 0).then_some(kl),
+            top1_agreement: (tokens > 0).then_some(0.987),
+        };
+        vec![bucket(0.0, 0.25, 1200), bucket(0.25, 1.0, 0)]
+    };
+    let cell = |precision: &str, kl| CellDetail {
+        precision: precision.into(),
+        kv_cache: tables.results[0].kv_cache.clone(),
+        divergence: Some(Divergence {
+            resolution_nats: 2.5e-8,
+            buckets: buckets(kl),
+            ..Divergence::default()
+        }),
+        ..CellDetail::default()
+    };
+    tables.info.cells = vec![cell("int8", 8.1e-5), cell("awq-int4", 0.0121)];
+    let dir = scratch();
+    tables.write(dir.path()).unwrap();
+    assert_eq!(Tables::read(dir.path()).unwrap(), tables);
+    report::render(dir.path()).unwrap();
+    let page = text(dir.path().join("report.md"));
+    let row = "| int8 | 8.1e−5 | 4.9e−5 | 0.00018 | 0.00057 | 0.0032 | 99.55 |";
+    assert!(page.contains(row), "{page}");
+    assert!(page.contains("| 0–25 % (1\u{202f}200 tokens) |"), "{page}");
+    assert!(page.contains("| int8 | 8.1e−5 98.7 % | – |"), "{page}");
+    assert!(page.contains("shows as at most 2.5e−8 nats"), "{page}");
+    let html = text(dir.path().join("index.html"));
+    assert!(html.contains("Distance from the reference, token by token"));
+    assert!(terminal::summary(&tables).contains("KL nats"));
+    assert!(dir.path().join("kl_vs_memory.svg").exists());
+
+    // A run that compared nothing says nothing of it.
+    for row in &mut tables.results {
+        row.kl_mean_nats = None;
+        row.kl_tokens = None;
+    }
+    tables.info.cells.clear();
+    let page = markdown::page(&tables, &[]);
+    assert!(!page.contains("KL") && !page.contains("Distance"), "{page}");
+    let plot = plot("kl_vs_memory");
+    assert!((plot.draw)(&tables).is_none() && (plot.caption)(&tables).is_empty());
+}
+
+#[test]
+fn divergences_have_two_digits() {
+    for (value, shown) in [
+        (0.0, "0.00"),
+        (6.4e-7, "6.4e−7"),
+        (0.000123, "0.00012"),
+        (0.0121, "0.012"),
+        (0.56, "0.56"),
+        (3.21, "3.2"),
+        (25.4, "25"),
+    ] {
+        assert_eq!(format::nats(value), shown);
+    }
 }
