@@ -10,6 +10,7 @@ use crate::device::{DeviceChoice, Gpu};
 use crate::formats::native;
 use crate::hash::sha256_of_file;
 use crate::measure::meter::Meter;
+use crate::measure::nvml;
 use crate::measure::quality::{CachedDecoder, TokenStream, score_text};
 use crate::measure::roofline::{self, Cost};
 use crate::measure::speed::{Phase, Workload, run_once};
@@ -146,6 +147,11 @@ fn kernels(place: &Place) -> Result<Arc<dyn Kernels>> {
     })
 }
 
+/// Memory that is free on the GPU of a job, where it has one that tells.
+fn free_bytes(place: &Place) -> Option<u64> {
+    (!place.on_cpu()).then(|| nvml::free_bytes(&place.device))?
+}
+
 fn run_roofline(place: &Place, buffer_bytes: u64) -> Result<()> {
     let roofline = match place.device.parse::<DeviceChoice>()?.driver()? {
         None => roofline::measure(buffer_bytes)?,
@@ -191,8 +197,10 @@ fn run_measure(job: MeasureJob) -> Result<()> {
     let positions = positions.max().unwrap_or(0).max(window);
     warm_thread_pool();
 
+    // Before there is a context, whose own memory is to show in the difference.
+    let free_bytes = free_bytes(&job.place);
     let kernels = kernels(&job.place)?;
-    let meter = Meter::open(kernels.as_ref())?;
+    let meter = Meter::open(kernels.as_ref())?.since(free_bytes);
     if let Some(limit) = job.memory_limit_bytes {
         meter.set_limit(limit);
     }
