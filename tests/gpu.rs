@@ -15,6 +15,8 @@ use half::{bf16, f16};
 use half_activations::HalfActivations;
 use quantbench::device::Gpu;
 use quantbench::formats::native::{self, Loaded};
+use quantbench::measure::meter::Meter;
+use quantbench::measure::nvml;
 use quantbench::memory::Part;
 use quantbench::model::config::Config;
 use quantbench::model::decoder::Decoder;
@@ -164,9 +166,21 @@ fn batches_caches_and_forced_kernels_equal_the_cpu_too() {
 #[test]
 fn a_recorded_step_chooses_the_same_tokens() {
     let Some(driver) = driver() else { return };
+    // On a card all of them, products of its own library included; an emulation has no hurry to
+    // launch, and takes its time.
+    let precisions = match std::env::var_os("QUANTBENCH_TEST_DEVICE") {
+        Some(_) => &PRECISIONS[..],
+        None => &["rtn-int4"],
+    };
+    for precision in precisions {
+        same_tokens_recorded(&driver, precision);
+    }
+}
+
+fn same_tokens_recorded(driver: &Arc<Spy>, precision: &str) {
     let mut runs = vec![];
     for graphs in [false, true] {
-        let loaded = on_gpu(&driver, "rtn-int4", Choice::Auto, graphs);
+        let loaded = on_gpu(driver, precision, Choice::Auto, graphs);
         let kv = KvPrecision::parse("fp16").unwrap();
         let cache = loaded.decoder.cache(2, 24, kv).unwrap();
         let mut generator = Generator::new(&loaded.decoder, cache);
@@ -197,7 +211,7 @@ fn a_recorded_step_chooses_the_same_tokens() {
         }
         runs.push(chosen);
     }
-    assert_eq!(runs[0], runs[1]);
+    assert_eq!(runs[0], runs[1], "{precision}");
 }
 
 #[test]
@@ -278,6 +292,22 @@ fn models_without_weights_are_filled_on_the_device_with_the_bytes_of_the_cpu() {
             "{precision}"
         );
         assert_eq!(found.body_bytes(), expected.body_bytes());
+    }
+}
+
+/// Free memory is asked of NVML, before there is a context and after: absent where it is not there.
+#[test]
+fn the_drivers_difference_is_there_where_nvml_tells_and_absent_elsewhere() {
+    let free = nvml::free_bytes("cuda:0");
+    let Some(driver) = driver() else { return };
+    let gpu = Gpu::new(driver);
+    let meter = Meter::on_gpu(gpu.clone()).unwrap().since(free);
+    let _held = gpu.buffer(64 << 20, DType::U8, Part::Other).unwrap();
+    let memory = meter.device_memory().unwrap().unwrap();
+    match (free, gpu.driver().info().id.as_str()) {
+        // Other tests of this program may have opened the device before.
+        (Some(_), "cuda:0") => assert!(memory.driver_delta_bytes.is_some()),
+        _ => assert_eq!(memory.driver_delta_bytes, None),
     }
 }
 

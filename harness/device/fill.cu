@@ -92,8 +92,8 @@ extern "C" __global__ void fill_codes(unsigned char* p, long long bytes, unsigne
     }
 }
 
-// A stream of `count` zero points of `bits` bits, lowest bits first: 2^(bits - 1), less one where
-// a coin says so. p [ceil(count * bits / 8)]. Any grid and block.
+// A stream of `count` zero points of `bits` bits, lowest bits first: 2^(bits - 1), less one for one
+// of every two neighbours, which a coin chooses. p [ceil(count * bits / 8)]. Any grid and block.
 extern "C" __global__ void fill_middle(unsigned char* p, long long count, int bits,
                                        unsigned long long seed) {
     for (long long i = first_index(); 8 * i < count * bits; i += index_stride()) {
@@ -101,8 +101,9 @@ extern "C" __global__ void fill_middle(unsigned char* p, long long count, int bi
         for (int b = 0; b < 8; b++) {
             const long long at = 8 * i + b, element = at / bits;
             if (element >= count) break;
-            const unsigned coin = unsigned(random_bits(seed, element / 64) >> element % 64) & 1;
-            byte |= (((1u << (bits - 1)) - coin) >> at % bits & 1) << b;
+            const long long pair = element / 2;
+            const unsigned coin = unsigned(random_bits(seed, pair / 64) >> pair % 64) ^ element;
+            byte |= (((1u << (bits - 1)) - (coin & 1)) >> at % bits & 1) << b;
         }
         p[i] = (unsigned char)byte;
     }

@@ -1,6 +1,7 @@
 //! Bytes of the measured parts on whichever device a model runs: from the counting allocator on
 //! the CPU, from the memory pool and our own claims on a GPU.
 
+use super::nvml;
 use crate::Result;
 use crate::device::{Gpu, PoolUsage};
 use crate::memory::{self, Bracket, Usage};
@@ -11,6 +12,8 @@ use std::sync::Mutex;
 pub struct Meter {
     bracket: Bracket,
     gpu: Option<OnGpu>,
+    /// On the device, before this process had a context there.
+    free_bytes_before: Option<u64>,
 }
 
 struct OnGpu {
@@ -32,6 +35,13 @@ pub struct DeviceMemory {
     pub graph_pool_bytes: u64,
     /// Workspace of the vendor's library, counted as workspace.
     pub library_workspace_bytes: u64,
+    /// What was free on the device before this process touched it, less what is free now, both as
+    /// NVML sees the whole device: the pool as it was reserved, the graphs' memory, and what no
+    /// part counts: the context, loaded modules, the vendor's library beside its workspace. The
+    /// pool gives nothing back, so it is at its highest. Other processes that came or went
+    /// meanwhile are in it. Absent where NVML does not tell.
+    #[serde(default)]
+    pub driver_delta_bytes: Option<u64>,
 }
 
 impl Meter {
@@ -51,6 +61,7 @@ impl Meter {
         Meter {
             bracket: Bracket::open(),
             gpu: None,
+            free_bytes_before: None,
         }
     }
 
@@ -65,9 +76,16 @@ impl Meter {
                 gpu,
                 highest: Mutex::default(),
             }),
+            free_bytes_before: None,
         };
         meter.reset_peak()?;
         Ok(meter)
+    }
+
+    /// Tells what was free on the device before this process touched it, where that is known.
+    pub fn since(mut self, free_bytes_before: Option<u64>) -> Self {
+        self.free_bytes_before = free_bytes_before;
+        self
     }
 
     /// How the headline was measured, as results name it.
@@ -128,6 +146,10 @@ impl Meter {
             l2_bytes: on.gpu.driver().info().l2_bytes,
             graph_pool_bytes: highest.graph_peak_bytes,
             library_workspace_bytes: highest.library_workspace_bytes,
+            driver_delta_bytes: self
+                .free_bytes_before
+                .zip(nvml::free_bytes(&on.gpu.driver().info().id))
+                .map(|(before, now)| before.saturating_sub(now)),
         }))
     }
 }

@@ -118,6 +118,13 @@ impl Choice {
     }
 }
 
+/// Memory that is free on the GPU that CUDA calls `device`, whoever uses the rest; nothing where
+/// NVML cannot say. It needs no context, so it can be asked before there is one.
+pub fn free_bytes(device: &str) -> Option<u64> {
+    let memory = NvmlGpu::open(device).ok()?.device.memory_info();
+    memory.ok().map(|m| m.free)
+}
+
 impl Sensors for NvmlGpu {
     fn read(&mut self) -> Result<Reading, String> {
         let device = &self.device;
@@ -215,6 +222,7 @@ mod tests {
                 assert!(gpus.is_empty() && driver.is_none());
                 assert!(why.contains("NVML"), "{why}");
                 assert!(NvmlGpu::open("cuda:0").is_err());
+                assert_eq!(free_bytes("cuda:0"), None);
             }
         }
     }

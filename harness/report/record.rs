@@ -100,7 +100,8 @@ pub struct ResultRow {
     pub mfu: Option<f64>,
     /// GPU: what the memory pool held from the driver, high-water.
     pub pool_reserved_bytes: Option<u64>,
-    /// GPU: how much less memory the driver had free.
+    /// GPU: how much less memory was free on the device than before the measuring process had a
+    /// context: the pool as reserved, and context, modules and the vendor's library beside it.
     pub driver_delta_bytes: Option<u64>,
     /// GPU: what NVML reports for the process.
     pub nvml_process_bytes: Option<u64>,

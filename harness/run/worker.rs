@@ -12,6 +12,7 @@ use crate::hash::sha256_of_file;
 use crate::measure::choices::{Item, log_likelihoods};
 use crate::measure::divergence::Pass;
 use crate::measure::meter::Meter;
+use crate::measure::nvml;
 use crate::measure::quality::{CachedDecoder, Observer, Plan};
 use crate::measure::roofline::{self, Cost};
 use crate::measure::speed::{Phase, Workload, run_once};
@@ -148,6 +149,11 @@ fn kernels(place: &Place) -> Result<Arc<dyn Kernels>> {
     })
 }
 
+/// Memory that is free on the GPU of a job, where it has one that tells.
+fn free_bytes(place: &Place) -> Option<u64> {
+    (!place.on_cpu()).then(|| nvml::free_bytes(&place.device))?
+}
+
 fn run_roofline(place: &Place, buffer_bytes: u64) -> Result<()> {
     let roofline = match place.device.parse::<DeviceChoice>()?.driver()? {
         None => roofline::measure(buffer_bytes)?,
@@ -181,8 +187,10 @@ fn run_measure(job: MeasureJob) -> Result<()> {
     let positions = positions.max(plan.longest()).max(longest_item);
     warm_thread_pool();
 
+    // Before there is a context, whose own memory is to show in the difference.
+    let free_bytes = free_bytes(&job.place);
     let kernels = kernels(&job.place)?;
-    let meter = Meter::open(kernels.as_ref())?;
+    let meter = Meter::open(kernels.as_ref())?.since(free_bytes);
     if let Some(limit) = job.memory_limit_bytes {
         meter.set_limit(limit);
     }

@@ -171,6 +171,7 @@ impl Point {
         row.peak_memory_bytes = Some(m.peak_bytes as u64);
         row.peak_memory_method = m.peak_memory_method.clone();
         row.pool_reserved_bytes = m.device_memory.map(|d| d.pool_reserved_bytes);
+        row.driver_delta_bytes = m.device_memory.and_then(|d| d.driver_delta_bytes);
         row.peak_rss_bytes = m.peak_rss_bytes;
         row.load_s = m.load_s;
         if m.untagged_peak_bytes > m.peak_bytes / 50 {
