@@ -247,10 +247,15 @@ const ALL_PROTOCOLS: [&str; 8] = [
 /// A short run of two precisions under these protocols.
 fn run_under(protocols: &str, more: &[&str]) -> Tables {
     let out = tempfile::tempdir().unwrap();
-    let output = run(quick_run(out.path())
-        .args(["--precisions", "fp16,rtn-int4", "--limit", "24"])
+    let mut command = quantbench();
+    command
+        .args(["run", "--precisions", "fp16,rtn-int4", "--limit", "24"])
+        .args(["--calibration-limit", "4", "--prompt-tokens", "16"])
+        .args(["--gen-tokens", "4", "--reps", "2", "--out"])
+        .arg(out.path())
         .args(["--protocol", protocols])
-        .args(more));
+        .args(more);
+    let output = run(&mut command);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     Tables::read(out.path()).unwrap()
 }

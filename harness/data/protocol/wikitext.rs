@@ -168,4 +168,24 @@ mod tests {
             assert_eq!(detokenized(from), to, "{from:?}");
         }
     }
+
+    /// Against the same steps as regular expressions in Python, over a whole file.
+    #[test]
+    fn a_whole_file_agrees_with_python() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let file = root.join("../shared/data/wikitext-2.test.txt");
+        let Ok(text) = std::fs::read_to_string(&file) else {
+            println!("SKIPPED: {} is not there", file.display());
+            return;
+        };
+        let pages = pages(&text);
+        let words: u64 = pages.iter().map(|p| words(p)).sum();
+        assert_eq!((pages.len(), words), (62, 241_335));
+        let pages: Vec<String> = pages.iter().map(|p| detokenized(p)).collect();
+        let sha256 = crate::hash::sha256([pages.join("\0").as_bytes()]);
+        assert_eq!(
+            sha256,
+            "d3a9f56365df82b54e98dc161f503b193736c52d759e02e74cd872f3d0ed0eb1"
+        );
+    }
 }
