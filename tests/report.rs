@@ -10,7 +10,8 @@ use quantbench::report::plots::pareto::{self, Better};
 use quantbench::report::plots::scene::{self, Shape};
 use quantbench::report::plots::{PLOTS, Plot, Scene, style};
 use quantbench::report::record::{
-    CellDetail, ConfidenceBucket, Divergence, GpuInfo, ResultRow, RunInfo, Status,
+    CellDetail, ConfidenceBucket, Divergence, GpuInfo, ResultRow, RunInfo, Status, StopRule,
+    TimingDetail,
 };
 use quantbench::report::{self, Tables, format, markdown, terminal};
 use std::collections::BTreeSet;
@@ -1151,6 +1152,46 @@ fn a_sweep_compares_speeds_at_its_first_workload() {
         assert!(page.contains("Speed of one precision against another"));
         assert!(page.contains("too few repetitions for an interval"));
     }
+}
+
+#[test]
+fn the_note_on_speed_says_why_repetitions_ended() {
+    let note = |tables: &Tables| {
+        let notes = content::method_notes(tables);
+        notes.into_iter().find(|(t, _)| *t == "Speed").unwrap().1
+    };
+    // Runs from before intervals were recorded.
+    let mut tables = tables("run");
+    assert!(!note(&tables).contains("Medians have intervals"));
+    let timing = |repetitions, stopped_by, interval_level| TimingDetail {
+        repetitions,
+        stopped_by,
+        interval_level,
+        ..TimingDetail::default()
+    };
+    let mut with = |details: [TimingDetail; 2]| {
+        for (cell, detail) in tables.info.cells.iter_mut().zip(details) {
+            cell.timing = Some(detail);
+        }
+        note(&tables)
+    };
+    let fixed = timing(5, StopRule::Fixed, Some(0.9375));
+    let said = with([fixed.clone(), fixed]);
+    assert!(
+        said.contains("here 93.8 %") && !said.contains("ended after"),
+        "{said}"
+    );
+    let few = timing(2, StopRule::Fixed, None);
+    assert!(with([few.clone(), few]).contains("without intervals"));
+    let steady = timing(9, StopRule::Noise, Some(0.96));
+    let said = with([steady.clone(), steady.clone()]);
+    assert!(said.contains("ended after 9, when every median"), "{said}");
+    let said = with([steady, timing(30, StopRule::MaxReps, Some(0.957))]);
+    assert!(
+        said.contains("ended after 9 to 30, when the most allowed"),
+        "{said}"
+    );
+    assert!(said.contains("here 95.7 %"), "{said}");
 }
 
 // ---- numbers ----------------------------------------------------------------------------

@@ -106,6 +106,9 @@ pub struct TimeJob {
     /// Each line on the child's standard input is an index into these; the answer is one
     /// [`Event::Timed`].
     pub turns: Vec<Turn>,
+    /// What a test multiplies the times of every turn by ([`super::altered`]).
+    #[serde(default)]
+    pub time_factors: Option<String>,
 }
 
 /// What a time child runs when it is asked to.

@@ -342,7 +342,6 @@ fn run_time(job: TimeJob) -> Result<()> {
     send(&Event::Ready)?;
     // One cache at a time: those of all turns together might not fit.
     let mut held: Option<(usize, Generator)> = None;
-    let altered = altered::asked();
     let mut times_run = vec![0; job.turns.len()];
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| Error::io("standard input", e, "the parent process ended"))?;
@@ -358,7 +357,7 @@ fn run_time(job: TimeJob) -> Result<()> {
             }
         };
         let mut sample = run_once(&mut generator, &turn.workload, &mut |_| Ok(()))?;
-        if let Some(factors) = &altered {
+        if let Some(factors) = &job.time_factors {
             sample.lengthen(altered::factor(factors, times_run[i]));
         }
         times_run[i] += 1;

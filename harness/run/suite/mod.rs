@@ -217,6 +217,8 @@ struct Suite<'a> {
     differences: Differences,
     /// Empty until everything is timed.
     speed_pairs: Vec<SpeedPairRow>,
+    /// What a test multiplies times by; every row then says so.
+    time_factors: Option<String>,
 }
 
 /// Runs everything. [`Error`]s are wrong arguments or unusable inputs; failures of single cells
@@ -505,8 +507,9 @@ impl<'a> Suite<'a> {
             .map(|words| Warning::Source { words })
             .chain(warnings)
             .collect();
-        let altered = altered::asked().map(|factors| Warning::AlteredTimes { factors });
-        common_warnings.extend(altered);
+        let time_factors = altered::asked();
+        let altered = time_factors.clone();
+        common_warnings.extend(altered.map(|factors| Warning::AlteredTimes { factors }));
         let reference = match &options.reference {
             Some(id) => Some(quant::parse(id)?.id()),
             None => None,
@@ -560,6 +563,7 @@ impl<'a> Suite<'a> {
             divergence: None,
             differences: Differences::default(),
             speed_pairs: vec![],
+            time_factors,
         };
         for (method, timed) in &methods {
             // Of a reference that is there for quality, one row is enough.

@@ -107,25 +107,21 @@ impl Suite<'_> {
         progress: &mut Progress,
     ) -> Result<bool> {
         let (least, most) = (self.options.reps, self.options.max_reps);
-        let half = least.div_ceil(2);
         let mut forth = true;
         let mut done = 0;
         while done < most && !self.steady(done) {
-            let until = match done < least {
-                true => (done + half).min(least),
-                false => (done + half).min(most),
-            };
+            let reps = pass(done, least, most);
             let mut order: Vec<&Vec<Turn>> = precisions.iter().collect();
             if !forth {
                 order.reverse();
             }
             for turns in order {
                 let one = std::slice::from_ref(turns);
-                if !self.time_group(one, done..until, rng, progress)? {
+                if !self.time_group(one, reps.clone(), rng, progress)? {
                     return Ok(false);
                 }
             }
-            (done, forth) = (until, !forth);
+            (done, forth) = (reps.end, !forth);
         }
         Ok(true)
     }
@@ -298,6 +294,7 @@ impl Suite<'_> {
                     workload: self.workloads[t.point].clone(),
                 })
                 .collect(),
+            time_factors: self.time_factors.clone(),
         })
     }
 
@@ -344,6 +341,13 @@ impl Suite<'_> {
     }
 }
 
+/// The repetitions of the pass after `done` of them: half of the least, so that two passes make
+/// those, and no more than the most.
+fn pass(done: usize, least: usize, most: usize) -> Range<usize> {
+    let limit = if done < least { least } else { most };
+    done..(done + least.div_ceil(2)).min(limit)
+}
+
 /// The user asked to stop.
 struct Stop;
 
@@ -356,5 +360,29 @@ impl Progress<'_> {
     fn advance(&mut self) {
         self.done += 1;
         self.stage.set(self.done);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_make_the_least_in_two_and_never_more_than_the_most() {
+        let passes = |least, most| {
+            let mut ranges = vec![];
+            let mut done = 0;
+            while done < most {
+                let range = pass(done, least, most);
+                assert!(range.start == done && !range.is_empty());
+                done = range.end;
+                ranges.push(range);
+            }
+            ranges
+        };
+        assert_eq!(passes(5, 5), [0..3, 3..5]);
+        assert_eq!(passes(1, 1), [0..1]);
+        assert_eq!(passes(4, 4), [0..2, 2..4]);
+        assert_eq!(passes(5, 10), [0..3, 3..5, 5..8, 8..10]);
     }
 }
