@@ -381,7 +381,7 @@ mod tests {
             ranges
         };
         assert_eq!(passes(5, 5), [0..3, 3..5]);
-        assert_eq!(passes(1, 1), [0..1]);
+        assert_eq!(passes(2, 2), [0..1, 1..2]);
         assert_eq!(passes(4, 4), [0..2, 2..4]);
         assert_eq!(passes(5, 10), [0..3, 3..5, 5..8, 8..10]);
     }
