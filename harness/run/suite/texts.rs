@@ -110,7 +110,7 @@ impl Text {
                 file: manifest.file,
                 licence: manifest.licence,
                 sha256: manifest.sha256,
-                bytes: text.len() as u64,
+                bytes: set.text.len() as u64,
                 tokens: encoding.ids.len() as u64,
                 windows: windows as u64,
                 ids_sha256: sha256([id_bytes.as_slice()]),
