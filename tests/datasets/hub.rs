@@ -7,6 +7,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use parquet::basic::Compression as Codec;
 use quantbench::hash::sha256_of_file;
+use quantbench::model::tokenizer::Tokenizer;
 use quantbench::report::Tables;
 use std::fs;
 use std::io::Write;
@@ -93,12 +94,17 @@ fn public_sets_are_read_from_the_cache() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let texts = Tables::read(&out).unwrap().info.texts;
     // Joined as GPTQ's code joins each: blank lines between rows, and spaces between 1100 texts.
-    let joined = |parts: &[String], separator: &str| parts.join(separator).len() as u64;
-    assert_eq!(texts[0].bytes, joined(&lines, "\n\n"));
+    let tokenizer = Tokenizer::load(None, None).unwrap();
+    let tokens = |parts: &[String], separator: &str| {
+        let encoding = tokenizer.encode(&parts.join(separator)).unwrap();
+        encoding.ids.len() as u64
+    };
+    assert_eq!(texts[0].tokens, tokens(&lines, "\n\n"));
     let documents: Vec<String> = (0..1100)
         .map(|i| format!("document {i} about birds"))
         .collect();
-    assert_eq!(texts[1].bytes, joined(&documents, " "));
+    assert_eq!(texts[1].tokens, tokens(&documents, " "));
+    assert_ne!(tokens(&documents, " "), tokens(&documents, "\n\n"));
     // Of what was read, since nothing was pinned.
     assert_eq!(texts[0].sha256, sha256_of_file(&wiki).unwrap());
     assert_eq!(texts[1].sha256, sha256_of_file(&c4).unwrap());
