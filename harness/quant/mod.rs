@@ -20,6 +20,7 @@ pub mod int8;
 pub mod int8_w8a8;
 mod linalg;
 pub mod rtn;
+pub mod solver;
 mod stats;
 
 pub use stats::{LayerStats, StatsBuilder};

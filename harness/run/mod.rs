@@ -4,6 +4,7 @@
 //! that file and measures memory and quality; at the end *time* children take turns. A child that
 //! dies costs its own row and nothing else.
 
+pub mod calibration;
 pub mod child;
 pub mod host;
 pub mod job;

@@ -173,6 +173,7 @@ impl Driver for EmulatedDriver {
             DType::F32 => storage.as_slice::<f32>()?.as_ptr() as u64,
             DType::U32 => storage.as_slice::<u32>()?.as_ptr() as u64,
             DType::U8 => storage.as_slice::<u8>()?.as_ptr() as u64,
+            DType::F64 => storage.as_slice::<f64>()?.as_ptr() as u64,
             other => panic!("no kernel reads {other:?}"),
         };
         Ok(base + (start * tensor.dtype().size_in_bytes()) as u64)
@@ -265,19 +266,28 @@ fn run(emulation: &Emulation, launch: &Launch, args: &mut Args) -> Result<()> {
 
 /// The library's product, one sum after the other.
 fn product(g: &Gemm) {
+    // Element `k` of row `row` of an operand lies at `row * steps.0 + k * steps.1`.
+    let steps = |transposed: bool, stride: usize| match transposed {
+        true => (1, stride),
+        false => (stride, 1),
+    };
+    let (x, w) = (
+        steps(g.x_transposed, g.x_stride),
+        steps(g.w_transposed, g.w_stride),
+    );
+    let sign = if g.negated { -1.0 } else { 1.0 };
     // SAFETY: the addresses and sizes are those of live tensors of the test.
     unsafe {
         for r in 0..g.rows {
             for n in 0..g.n_out {
                 let at = r * g.y_stride + n;
+                let places = (0..g.k_in).map(|k| (r * x.0 + k * x.1, n * w.0 + k * w.1));
                 match g.kind {
                     GemmKind::F16 { f32_output } => {
-                        let x = (g.x as *const f16).add(r * g.k_in);
-                        let w = (g.w as *const f16).add(n * g.k_in);
-                        let mut sum = 0f32;
-                        for k in 0..g.k_in {
-                            sum += x.add(k).read().to_f32() * w.add(k).read().to_f32();
-                        }
+                        let (x, w) = (g.x as *const f16, g.w as *const f16);
+                        let value = |p: *const f16| p.read().to_f32();
+                        let sum: f32 = places.map(|(i, j)| value(x.add(i)) * value(w.add(j))).sum();
+                        let sum = sign as f32 * sum;
                         if f32_output {
                             let y = (g.y as *mut f32).add(at);
                             *y = if g.accumulate { *y + sum } else { sum };
@@ -288,26 +298,30 @@ fn product(g: &Gemm) {
                         }
                     }
                     GemmKind::F32 => {
-                        let x = (g.x as *const f32).add(r * g.k_in);
-                        let w = (g.w as *const f32).add(n * g.k_in);
-                        let sum: f32 = (0..g.k_in).map(|k| *x.add(k) * *w.add(k)).sum();
+                        let (x, w) = (g.x as *const f32, g.w as *const f32);
+                        let sum: f32 = places.map(|(i, j)| *x.add(i) * *w.add(j)).sum();
+                        let sum = sign as f32 * sum;
                         let y = (g.y as *mut f32).add(at);
                         *y = if g.accumulate { *y + sum } else { sum };
                     }
+                    GemmKind::F64 => {
+                        let (x, w) = (g.x as *const f64, g.w as *const f64);
+                        let sum: f64 = places.map(|(i, j)| *x.add(i) * *w.add(j)).sum();
+                        let y = (g.y as *mut f64).add(at);
+                        *y = sign * sum + if g.accumulate { *y } else { 0.0 };
+                    }
                     GemmKind::Int8 => {
-                        let x = (g.x as *const i8).add(r * g.k_in);
-                        let w = (g.w as *const i8).add(n * g.k_in);
-                        let sum: i32 = (0..g.k_in)
-                            .map(|k| i32::from(*x.add(k)) * i32::from(*w.add(k)))
+                        let (x, w) = (g.x as *const i8, g.w as *const i8);
+                        let sum: i32 = places
+                            .map(|(i, j)| i32::from(*x.add(i)) * i32::from(*w.add(j)))
                             .sum();
                         *(g.y as *mut i32).add(at) = sum;
                     }
                     GemmKind::Fp8 => {
                         let value = |code: u8| quantbench::packed::fp8::Kind::E4m3.decode(code);
-                        let x = (g.x as *const u8).add(r * g.k_in);
-                        let w = (g.w as *const u8).add(n * g.k_in);
-                        let sum: f32 = (0..g.k_in)
-                            .map(|k| value(*x.add(k)) * value(*w.add(k)))
+                        let (x, w) = (g.x as *const u8, g.w as *const u8);
+                        let sum: f32 = places
+                            .map(|(i, j)| value(*x.add(i)) * value(*w.add(j)))
                             .sum();
                         *(g.y as *mut f32).add(at) = sum;
                     }

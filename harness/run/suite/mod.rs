@@ -539,6 +539,7 @@ impl<'a> Suite<'a> {
             },
             kv: cell.kv.clone(),
             output: cell.packed.clone(),
+            place: self.place.clone(),
         });
         let layers = self.info.model.layers as usize;
         let stage = self
