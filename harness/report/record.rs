@@ -334,6 +334,10 @@ pub struct CellDetail {
     pub gpu: Option<GpuTelemetry>,
     pub started_at: String,
     pub duration_s: f64,
+    /// High-water mark of the device memory that quantizing took; absent where it worked on the
+    /// CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize_device_peak_bytes: Option<u64>,
 }
 
 /// Everything about a run that is not a table: `run.json`.

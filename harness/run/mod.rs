@@ -6,6 +6,7 @@
 
 pub mod calibration;
 pub mod child;
+pub mod footprint;
 pub mod host;
 pub mod job;
 pub mod progress;

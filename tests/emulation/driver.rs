@@ -7,6 +7,7 @@ use crate::emulation::Emulation;
 use candle_core::{DType, Device, Shape, Storage, Tensor};
 use half::f16;
 use quantbench::device::{Args, DeviceInfo, Driver, Gemm, GemmKind, Graph, Launch, PoolUsage};
+use quantbench::memory::{self, Part};
 use quantbench::{Error, Result};
 use std::sync::{Arc, Mutex};
 
@@ -183,13 +184,12 @@ impl Driver for EmulatedDriver {
         self.refuse_while_recording("an allocation")?;
         // What nobody has written yet shows as NaN or as an impossible id.
         let fill = if zeroed { 0 } else { 0xff };
-        let bytes = vec![fill; shape.elem_count() * dtype.size_in_bytes()];
-        Ok(Tensor::from_raw_buffer(
-            &bytes,
-            dtype,
-            shape.dims(),
-            &Device::Cpu,
-        )?)
+        // Set apart from what the host's side takes, which has no cache of its own.
+        memory::scope(Part::KvCache, || {
+            let bytes = vec![fill; shape.elem_count() * dtype.size_in_bytes()];
+            let dims = shape.dims();
+            Ok(Tensor::from_raw_buffer(&bytes, dtype, dims, &Device::Cpu)?)
+        })
     }
 
     fn write(&self, bytes: &[u8], to: u64) -> Result<()> {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 
 use super::config::Config;
-use super::synthetic;
+use super::{drawn, synthetic};
 use crate::error::TensorFault;
 use crate::{Error, Result};
 
@@ -40,6 +40,11 @@ pub trait WeightSource: Send + Sync {
         true
     }
 
+    /// Whether its ids stand for text, so that there is quality to measure.
+    fn reads_text(&self) -> bool {
+        self.has_weights()
+    }
+
     /// Whether the tensor exists.
     fn has(&self, name: &str) -> bool;
 
@@ -53,14 +58,18 @@ pub trait WeightSource: Send + Sync {
     fn warnings(&self) -> Vec<String>;
 }
 
-/// Opens a model: `None` is the embedded one, `synthetic:ID` a shape without weights, a folder is
-/// Hugging Face's layout, a file must begin with GGUF's magic bytes.
+/// Opens a model: `None` is the embedded one, `synthetic:ID` a shape without weights,
+/// `synthetic-fp16:ID` a shape with weights that are drawn, a folder is Hugging Face's layout, a
+/// file must begin with GGUF's magic bytes.
 pub fn open(model: Option<&Path>) -> Result<Box<dyn WeightSource>> {
     let Some(path) = model else {
         return Ok(Box::new(embedded::open()?));
     };
     if let Some(shape) = synthetic::named(path) {
         return Ok(Box::new(shape?));
+    }
+    if let Some(source) = drawn::named(path) {
+        return Ok(Box::new(source?));
     }
     match Kind::of(path)? {
         Kind::Folder => Ok(Box::new(safetensors::open(path)?)),

@@ -25,7 +25,7 @@ const ROUNDED_ROWS: usize = 16;
 /// Channels of a block of the kernel that sums magnitudes (`ABS_CHANNELS`).
 const ABS_CHANNELS: usize = 32;
 /// Bytes of the errors that are weighed at a time, and of their products.
-pub const ERRORS_BYTES: usize = 256 << 20;
+const ERRORS_BYTES: usize = 256 << 20;
 
 /// One GPU.
 #[derive(Clone)]
@@ -231,8 +231,29 @@ impl Quadratic for Weighing {
     }
 }
 
+/// The most workspace that any method takes at a time for weights of up to `n` outputs and `k`
+/// inputs in `groups` groups: matrices of inputs by inputs while they are factored, the weight
+/// while it is rounded, errors while they are weighed.
+pub fn workspace_bytes(n: usize, k: usize, groups: usize) -> u64 {
+    let [n, k, groups, panel, width] = [n, k, groups, PANEL, WIDTH].map(|x| x as u64);
+    let square = k * k;
+    let reversing = 12 * square + 12 * k;
+    let factoring = 12 * square + 8 * (2 * panel * k + panel * panel) + 4;
+    let weight = (8 * n * k).max(5 * n * k + 4 * n * width);
+    let rounding = 4 * square + 4 * k + 8 * n * groups + 4 + weight;
+    let rows = n.min(errors_at_a_time(k as usize) as u64);
+    let weighing = 4 * square + 8 * rows * (k + 1);
+    reversing.max(factoring).max(rounding).max(weighing)
+}
+
+/// Bytes of the sums over inputs of `k` channels.
+pub fn sums_bytes(k: usize) -> u64 {
+    let k = k as u64;
+    4 * k * k + 8 * k
+}
+
 /// Rows of `k` errors that are weighed at a time.
-pub fn errors_at_a_time(k: usize) -> usize {
+fn errors_at_a_time(k: usize) -> usize {
     (ERRORS_BYTES / 4 / k.max(1)).max(1)
 }
 

@@ -43,7 +43,7 @@ pub const OVERALL: &str = "overall";
 /// What to measure and how; every field ends up in `run.json`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Options {
-    /// Folder, GGUF file or `synthetic:ID`; the embedded model without one.
+    /// Folder, GGUF file, `synthetic:ID` or `synthetic-fp16:ID`; the embedded model without one.
     pub model: Option<PathBuf>,
     pub tokenizer: Option<PathBuf>,
     pub precisions: Vec<String>,
@@ -313,12 +313,13 @@ impl<'a> Suite<'a> {
         let protocol = Protocol::parse(&options.protocol, CALIBRATION_WINDOW)?;
         let config = source.config();
         let has_weights = source.has_weights();
-        if !has_weights {
-            refuse_quality(options)?;
+        let reads_text = source.reads_text();
+        if !reads_text {
+            refuse_quality(options, has_weights)?;
             // Nothing is compared but speed and memory, of which it takes no part.
             methods.retain(|(_, timed)| *timed);
         }
-        let window = if has_weights { protocol.window } else { 0 };
+        let window = if reads_text { protocol.window } else { 0 };
         let longest = window.max(options.longest_workload());
         if longest > config.max_position_embeddings {
             return Err(Error::usage(
@@ -329,7 +330,7 @@ impl<'a> Suite<'a> {
                 "use a shorter --window, --context, --prompt-tokens or --gen-tokens",
             ));
         }
-        let texts = match has_weights {
+        let texts = match reads_text {
             true => Texts::read(options, config, &protocol)?,
             false => Texts::none(sweep::random_ids(options, config.vocab_size)),
         };
@@ -347,7 +348,7 @@ impl<'a> Suite<'a> {
             Some(id) => Some(quant::parse(id)?.id()),
             None => None,
         };
-        // Without weights it is not added, only taken where it was asked for.
+        // Without quality it is not added, only taken where it was asked for.
         let reference = reference.filter(|id| methods.iter().any(|(m, _)| m.id() == *id));
         let mut info = base_info(options);
         info.reference = reference.clone().unwrap_or_default();
@@ -366,7 +367,10 @@ impl<'a> Suite<'a> {
             has_weights,
             protocol,
             workloads,
-            calibration: windows_of(&calibration),
+            calibration: match reads_text || !has_weights {
+                true => windows_of(&calibration),
+                false => sweep::random_windows(options, config),
+            },
             texts,
             reference,
             info,
@@ -695,14 +699,18 @@ fn lost_line(what: &str, ending: &Ending) -> String {
     format!("{what:<28} {}: {}", ending.status.word(), ending.message)
 }
 
-/// Refuses options that ask for what a model without weights does not have.
-fn refuse_quality(options: &Options) -> Result<()> {
+/// Refuses options that ask for what a model without text does not have; one with weights has
+/// random calibration windows, which may be limited.
+fn refuse_quality(options: &Options, has_weights: bool) -> Result<()> {
     for (name, given) in [
         ("--tokenizer", options.tokenizer.is_some()),
         ("--datasets", !options.datasets.is_empty()),
         ("--calibration", !options.calibration.is_empty()),
         ("--limit", options.limit.is_some()),
-        ("--calibration-limit", options.calibration_limit.is_some()),
+        (
+            "--calibration-limit",
+            options.calibration_limit.is_some() && !has_weights,
+        ),
     ] {
         if given {
             return Err(Error::usage(
