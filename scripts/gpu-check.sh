@@ -15,7 +15,7 @@ trap 'rm -rf "$out"' EXIT
 
 echo "== tests on $device"
 export QUANTBENCH_TEST_DEVICE=$device
-cargo test --release --locked --features cuda --test gpu -- --nocapture --test-threads 1
+cargo test --release --locked --features cuda --test gpu --test gpu_quantize -- --nocapture --test-threads 1
 if command -v compute-sanitizer >/dev/null; then
     echo "== compute-sanitizer"
     program=$(cargo test --release --locked --features cuda --test gpu --no-run --message-format json |

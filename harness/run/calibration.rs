@@ -1,7 +1,7 @@
 //! Calibration texts on their way through the blocks, and what each group of linears sees of them.
 //!
 //! The decoder runs through [`Kernels`], on the CPU or on a GPU. While a block is calibrated a
-//! [`Recorder`] stands before them, which sums up every linear's input and delegates, so the model
+//! recorder stands before them, which sums up every linear's input and delegates, so the model
 //! has no hooks. On a GPU the residual streams of all texts stay on the device, and so do the
 //! sums, until they are complete; of the model one block at a time is there.
 
