@@ -2,7 +2,6 @@
 //! `QUANTBENCH_TEST_DEVICE` names: the same statistics, the same codes, the same refusals, and no
 //! more memory than was predicted.
 
-#[allow(dead_code)]
 mod contracts;
 #[path = "emulation/driver.rs"]
 mod driver;
@@ -25,6 +24,7 @@ use quantbench::packed::PackedLinear;
 use quantbench::packed::gpu::Choice;
 use quantbench::quant::solver::{Solver, cpu::Cpu, gpu::GpuSolver};
 use quantbench::quant::{self, LayerStats, Matrix, Notes};
+use quantbench::run::calibration::Flow;
 use quantbench::run::footprint::{Texts, footprint};
 use quantbench::run::quantize::{Setting, quantize_in};
 use quantbench::{Error, Result};
@@ -331,34 +331,120 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     squares.sum::<f64>() / a.len() as f64
 }
 
+/// Codes of all linears of a block.
+fn block_codes(loaded: &native::Loaded, block: usize) -> Vec<u8> {
+    let linears = loaded.decoder.blocks[block].linears();
+    let bytes = linears.iter().flat_map(|l| codes(l.weight.as_ref()));
+    bytes.flat_map(|byte| [byte & 15, byte >> 4]).collect()
+}
+
+/// The calibration texts at the first block of a model in F16.
+fn flow(kernels: &Arc<dyn Kernels>, whole: &native::Loaded, windows: &[Vec<u32>]) -> Flow {
+    let decoder = &whole.decoder;
+    let table = decoder.embedding.codes();
+    Flow::new(&decoder.config, kernels, table, windows, fp16_cache()).unwrap()
+}
+
 #[test]
-fn the_first_blocks_of_a_real_model_are_quantized_as_on_the_cpu() {
+fn blocks_see_the_inputs_that_they_see_on_the_cpu() {
     let _alone = alone();
     let Some(gpu) = gpu() else { return };
+    let cpu: Arc<dyn Kernels> = Arc::new(CpuKernels);
     let source = FirstBlocks::of_embedded(2);
-    let windows = windows(3, 96, source.config().vocab_size);
-    let (whole, _) = quantized(Arc::new(CpuKernels), &source, "fp16", &[]);
-    let ids = &windows[1][..64];
-    let truth = logits(&whole, ids);
-    for id in ["gptq-int4", "gptq-int4-noao", "awq-int4"] {
-        let (expected, notes) = quantized(Arc::new(CpuKernels), &source, id, &windows);
+    let windows = windows(2, 70, source.config().vocab_size);
+    let (whole, _) = quantized(cpu.clone(), &source, "fp16", &[]);
+    let mut flows = [cpu, on_gpu(&gpu)].map(|kernels| flow(&kernels, &whole, &windows));
+    for block in &whole.decoder.blocks {
+        let [expected, found] = flows
+            .each_mut()
+            .map(|flow| flow.statistics(block.clone()).unwrap());
+        for (g, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            assert_eq!(found.tokens, 140);
+            let k = expected.xtx.cols;
+            let energy = |i: usize| expected.xtx.data[i * (k + 1)];
+            let mut worst = 0f32;
+            for (at, (f, e)) in found.xtx.data.iter().zip(&expected.xtx.data).enumerate() {
+                let size = (energy(at / k) * energy(at % k)).sqrt();
+                worst = worst.max((f - e).abs() / size.max(1e-6));
+            }
+            println!("group {g}: {worst:.1e} of the energies");
+            // Activations are rounded to F16, a 2048th, at every step.
+            assert!(worst <= 5e-3, "group {g}: {worst}");
+            for (f, e) in found.abs_mean.iter().zip(&expected.abs_mean) {
+                assert!((f - e).abs() <= 3e-3 * e, "group {g}: {f} {e}");
+            }
+        }
+        // Calibration leaves the texts as they were; going on does not.
+        for flow in &mut flows {
+            flow.advance(block).unwrap();
+        }
+    }
+}
+
+/// `Σ tr(D H Dᵀ)` over a block's linears, `D` between a packed model and the whole one.
+fn output_error(packed: &native::Loaded, whole: &native::Loaded, stats: &[LayerStats; 4]) -> f64 {
+    let linears = |loaded: &native::Loaded| -> Vec<Vec<f32>> {
+        let linears = loaded.decoder.blocks[0].linears();
+        linears
+            .iter()
+            .map(|l| l.weight.dequantize().unwrap())
+            .collect()
+    };
+    let group = [0, 0, 0, 1, 2, 2, 3];
+    let mut total = 0.0;
+    for (g, (q, w)) in group
+        .into_iter()
+        .zip(linears(packed).iter().zip(linears(whole)))
+    {
+        let difference: Vec<f32> = q.iter().zip(&w).map(|(q, w)| q - w).collect();
+        let h = Cpu.quadratic(&stats[g].xtx).unwrap();
+        total += h.energies(&difference).unwrap().iter().sum::<f64>();
+    }
+    total
+}
+
+/// Inputs are F16 here and F32 there. Where that moves one code across the middle between two
+/// levels, later columns and later blocks make up for another error, so that two equally good
+/// answers differ in some codes of the first block and in many of later ones.
+#[test]
+fn the_first_blocks_of_a_real_model_are_quantized_as_well_as_on_the_cpu() {
+    let _alone = alone();
+    let Some(gpu) = gpu() else { return };
+    let cpu: Arc<dyn Kernels> = Arc::new(CpuKernels);
+    for (layers, id) in [
+        (1, "gptq-int4"),
+        (1, "gptq-int4-noao"),
+        (1, "awq-int4"),
+        (2, "gptq-int4"),
+    ] {
+        let source = FirstBlocks::of_embedded(layers);
+        let windows = windows(3, 96, source.config().vocab_size);
+        let (whole, _) = quantized(cpu.clone(), &source, "fp16", &[]);
+        let (expected, notes) = quantized(cpu.clone(), &source, id, &windows);
         let (found, gpu_notes) = quantized(on_gpu(&gpu), &source, id, &windows);
-        assert_eq!(gpu_notes, notes, "{id}");
-        let all_codes = |loaded: &native::Loaded, block: usize| -> Vec<u8> {
-            let linears = loaded.decoder.blocks[block].linears();
-            linears
-                .iter()
-                .flat_map(|l| codes(l.weight.as_ref()))
-                .collect()
+        let others = share_of_others(&block_codes(&found, 0), &block_codes(&expected, 0));
+        // On what they were calibrated on.
+        let error = |m: &native::Loaded| -> f64 {
+            let windows = windows.iter();
+            let errors = windows.map(|ids| distance(&logits(m, ids), &logits(&whole, ids)));
+            errors.sum()
         };
-        let others: Vec<f64> = (0..2)
-            .map(|b| share_of_others(&all_codes(&found, b), &all_codes(&expected, b)))
-            .collect();
-        let errors = [&found, &expected].map(|m| distance(&logits(m, ids), &truth));
-        let relative = (errors[0] / errors[1] - 1.0).abs();
-        println!("{id}: codes {others:?}, error of the logits {relative:.1e}");
-        assert!(others.iter().all(|o| *o <= 0.05), "{id}: {others:?}");
-        assert!(relative <= 0.05, "{id}: {errors:?}");
+        let of_logits = error(&found) / error(&expected) - 1.0;
+        println!("{id}, {layers} blocks: {others:.3} of the first's codes, logits {of_logits:.1e}");
+        // Of 768 inputs of down_proj 288 tokens leave most to the damping.
+        assert!(others <= 0.05, "{id}: {others}");
+        assert!(of_logits.abs() <= 0.1, "{id}: {of_logits}");
+        if id != "awq-int4" {
+            // AWQ folds; what GPTQ makes small can be compared without knowing a fold.
+            assert_eq!(gpu_notes, notes, "{id}");
+            let stats = flow(&cpu, &whole, &windows)
+                .statistics(whole.decoder.blocks[0].clone())
+                .unwrap();
+            let errors = [&found, &expected].map(|m| output_error(m, &whole, &stats));
+            let of_outputs = errors[0] / errors[1] - 1.0;
+            println!("{id}: {of_outputs:.1e} of the outputs' error");
+            assert!(of_outputs.abs() <= 2e-3, "{id}: {errors:?}");
+        }
     }
 }
 

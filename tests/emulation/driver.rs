@@ -9,6 +9,8 @@ use half::f16;
 use quantbench::device::{Args, DeviceInfo, Driver, Gemm, GemmKind, Graph, Launch, PoolUsage};
 use quantbench::memory::{self, Part};
 use quantbench::{Error, Result};
+use rayon::prelude::*;
+use std::ops::{Add, Mul, Neg};
 use std::sync::{Arc, Mutex};
 
 /// The device that the tests run on: the GPU that `QUANTBENCH_TEST_DEVICE` names (`cuda:0`), else
@@ -264,69 +266,65 @@ fn run(emulation: &Emulation, launch: &Launch, args: &mut Args) -> Result<()> {
         .map_err(|e| Error::unsupported(format!("{}: {e}", launch.kernel), "a defect"))
 }
 
-/// The library's product, one sum after the other.
+/// The library's product, each sum one number after the other.
 fn product(g: &Gemm) {
-    // Element `k` of row `row` of an operand lies at `row * steps.0 + k * steps.1`.
-    let steps = |transposed: bool, stride: usize| match transposed {
-        true => (1, stride),
-        false => (stride, 1),
-    };
-    let (x, w) = (
-        steps(g.x_transposed, g.x_stride),
-        steps(g.w_transposed, g.w_stride),
-    );
-    let sign = if g.negated { -1.0 } else { 1.0 };
+    let f32_of = |code: u8| quantbench::packed::fp8::Kind::E4m3.decode(code);
     // SAFETY: the addresses and sizes are those of live tensors of the test.
     unsafe {
-        for r in 0..g.rows {
-            for n in 0..g.n_out {
-                let at = r * g.y_stride + n;
-                let places = (0..g.k_in).map(|k| (r * x.0 + k * x.1, n * w.0 + k * w.1));
-                match g.kind {
-                    GemmKind::F16 { f32_output } => {
-                        let (x, w) = (g.x as *const f16, g.w as *const f16);
-                        let value = |p: *const f16| p.read().to_f32();
-                        let sum: f32 = places.map(|(i, j)| value(x.add(i)) * value(w.add(j))).sum();
-                        let sum = sign as f32 * sum;
-                        if f32_output {
-                            let y = (g.y as *mut f32).add(at);
-                            *y = if g.accumulate { *y + sum } else { sum };
-                        } else {
-                            let y = (g.y as *mut f16).add(at);
-                            let old = if g.accumulate { (*y).to_f32() } else { 0.0 };
-                            *y = f16::from_f32(old + sum);
-                        }
-                    }
-                    GemmKind::F32 => {
-                        let (x, w) = (g.x as *const f32, g.w as *const f32);
-                        let sum: f32 = places.map(|(i, j)| *x.add(i) * *w.add(j)).sum();
-                        let sum = sign as f32 * sum;
-                        let y = (g.y as *mut f32).add(at);
-                        *y = if g.accumulate { *y + sum } else { sum };
-                    }
-                    GemmKind::F64 => {
-                        let (x, w) = (g.x as *const f64, g.w as *const f64);
-                        let sum: f64 = places.map(|(i, j)| *x.add(i) * *w.add(j)).sum();
-                        let y = (g.y as *mut f64).add(at);
-                        *y = sign * sum + if g.accumulate { *y } else { 0.0 };
-                    }
-                    GemmKind::Int8 => {
-                        let (x, w) = (g.x as *const i8, g.w as *const i8);
-                        let sum: i32 = places
-                            .map(|(i, j)| i32::from(*x.add(i)) * i32::from(*w.add(j)))
-                            .sum();
-                        *(g.y as *mut i32).add(at) = sum;
-                    }
-                    GemmKind::Fp8 => {
-                        let value = |code: u8| quantbench::packed::fp8::Kind::E4m3.decode(code);
-                        let (x, w) = (g.x as *const u8, g.w as *const u8);
-                        let sum: f32 = places
-                            .map(|(i, j)| value(*x.add(i)) * value(*w.add(j)))
-                            .sum();
-                        *(g.y as *mut f32).add(at) = sum;
-                    }
-                }
+        match g.kind {
+            GemmKind::F16 { f32_output: true } => multiply(g, f16::to_f32, |y: f32| y, |x| x),
+            GemmKind::F16 { f32_output: false } => {
+                multiply(g, f16::to_f32, f16::to_f32, f16::from_f32)
             }
+            GemmKind::F32 => multiply(g, |x: f32| x, |y: f32| y, |x| x),
+            GemmKind::F64 => multiply(g, |x: f64| x, |y: f64| y, |x| x),
+            GemmKind::Int8 => multiply(g, |x: i8| i32::from(x), |y: i32| y, |x| x),
+            GemmKind::Fp8 => multiply(g, f32_of, |y: f32| y, |x| x),
         }
     }
+}
+
+/// A product of numbers stored as `T`, summed as `S` and stored as `Y`.
+///
+/// # Safety
+/// The addresses are those of matrices of these types.
+unsafe fn multiply<T: Copy, S, Y: Copy>(
+    g: &Gemm,
+    read: impl Fn(T) -> S,
+    read_old: impl Fn(Y) -> S + Sync,
+    write: impl Fn(S) -> Y + Sync,
+) where
+    S: Copy + Send + Sync + Default + Neg<Output = S> + Add<Output = S> + Mul<Output = S>,
+{
+    // Row after row of `count` rows, whichever way they are stored.
+    let operand = |base: u64, count: usize, stride: usize, transposed: bool| -> Vec<S> {
+        let places = (0..count * g.k_in).map(|i| (i / g.k_in, i % g.k_in));
+        let offset = |(row, k): (usize, usize)| match transposed {
+            true => k * stride + row,
+            false => row * stride + k,
+        };
+        // SAFETY: promised by the caller.
+        let value = |at: usize| read(unsafe { (base as *const T).add(at).read() });
+        places.map(offset).map(value).collect()
+    };
+    let x = operand(g.x, g.rows, g.x_stride, g.x_transposed);
+    let w = operand(g.w, g.n_out, g.w_stride, g.w_transposed);
+    (0..g.rows).into_par_iter().for_each(|r| {
+        let x = &x[r * g.k_in..][..g.k_in];
+        for n in 0..g.n_out {
+            let w = &w[n * g.k_in..][..g.k_in];
+            let pairs = x.iter().zip(w);
+            let sum = pairs.fold(S::default(), |sum, (x, w)| sum + *x * *w);
+            let sum = if g.negated { -sum } else { sum };
+            // SAFETY: promised by the caller; every element is written by one thread.
+            unsafe {
+                let y = (g.y as *mut Y).add(r * g.y_stride + n);
+                *y = write(if g.accumulate {
+                    read_old(*y) + sum
+                } else {
+                    sum
+                });
+            }
+        }
+    });
 }
