@@ -97,9 +97,9 @@ enum Listed {
 
 #[derive(Args)]
 struct RunArgs {
-    /// Hugging Face folder, GGUF file, hub:OWNER/NAME, or synthetic:ID for random codes in a
-    /// published model's shapes (`quantbench list shapes`) [default: the embedded 7.3M-parameter
-    /// model]
+    /// Hugging Face folder, GGUF file, hub:OWNER/NAME, synthetic:ID for random codes in a published
+    /// model's shapes (`quantbench list shapes`), synthetic-fp16:ID for random weights that are
+    /// really quantized [default: the embedded 7.3M-parameter model]
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// tokenizer.json to use instead of the model's own

@@ -520,11 +520,7 @@ fn coupled(k: usize, off: f32) -> LayerStats {
             xtx.data[i * k + j] = if i == j { 1.0 } else { off };
         }
     }
-    LayerStats {
-        tokens: 1,
-        xtx,
-        abs_mean: vec![1.0; k],
-    }
+    LayerStats::new(1, xtx, vec![1.0; k])
 }
 
 #[test]

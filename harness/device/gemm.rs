@@ -4,7 +4,8 @@
 //! transpose. So `y = x Wᵀ` is asked for as `yᵀ = W xᵀ`: the library's first operand is `Wᵀ`
 //! `[k_in, n_out]`, to be transposed, the second `xᵀ` `[k_in, rows]`, not transposed. That is also
 //! the only order in which it multiplies 8-bit types on tensor cores (cuBLAS documentation,
-//! `cublasLtMatmul`, "TN format").
+//! `cublasLtMatmul`, "TN format"). An operand that is stored as its transpose flips its own sign:
+//! `w` is then not transposed, `x` is.
 
 use super::{Gemm, GemmKind};
 use crate::{Error, Result};
@@ -17,13 +18,17 @@ pub struct Layout {
     pub leading: u64,
 }
 
-/// `d = aᵀ b`, or `d += aᵀ b`, column-major; `a` is the weight, `b` the activations.
+/// `d = aᵀ b`, or `d += aᵀ b`, column-major; `a` is the weight, `b` the activations. Layouts are
+/// those in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ColumnMajor {
     pub kind: GemmKind,
     pub a: Layout,
     pub b: Layout,
     pub d: Layout,
+    /// Whether the library transposes `a`, and `b`.
+    pub transposes: [bool; 2],
+    pub negated: bool,
     pub accumulate: bool,
     /// What divides the addresses of `a`, `b` and `d`, in bytes: the library chooses by it.
     pub alignments: [u32; 3],
@@ -40,11 +45,20 @@ impl ColumnMajor {
             columns,
             leading,
         };
+        let (w_stride, x_stride) = (gemm.w_stride as u64, gemm.x_stride as u64);
         Ok(ColumnMajor {
             kind: gemm.kind,
-            a: layout(k_in, n_out, k_in),
-            b: layout(k_in, rows, k_in),
+            a: match gemm.w_transposed {
+                false => layout(k_in, n_out, w_stride),
+                true => layout(n_out, k_in, w_stride),
+            },
+            b: match gemm.x_transposed {
+                false => layout(k_in, rows, x_stride),
+                true => layout(rows, k_in, x_stride),
+            },
             d: layout(n_out, rows, gemm.y_stride as u64),
+            transposes: [!gemm.w_transposed, gemm.x_transposed],
+            negated: gemm.negated,
             accumulate: gemm.accumulate,
             alignments: [gemm.w, gemm.x, gemm.y].map(alignment),
         })
@@ -58,6 +72,7 @@ impl GemmKind {
             GemmKind::F16 { f32_output: false } => (2, 2),
             GemmKind::F16 { f32_output: true } => (2, 4),
             GemmKind::F32 => (4, 4),
+            GemmKind::F64 => (8, 8),
             GemmKind::Fp8 | GemmKind::Int8 => (1, 4),
         }
     }
@@ -67,7 +82,7 @@ impl GemmKind {
     /// multiples of 16 bytes, INT8 in plain order for multiples of 4.
     fn granularity(self) -> u64 {
         match self {
-            GemmKind::F16 { .. } | GemmKind::F32 => 1,
+            GemmKind::F16 { .. } | GemmKind::F32 | GemmKind::F64 => 1,
             GemmKind::Fp8 => 16,
             GemmKind::Int8 => 4,
         }
@@ -88,14 +103,25 @@ fn check(gemm: &Gemm) -> Result<()> {
             return refuse(format!("{name} = {n} is not a multiple of {granularity}"));
         }
     }
-    if gemm.y_stride < gemm.n_out || !(gemm.y_stride as u64).is_multiple_of(granularity) {
-        return refuse(format!(
-            "y_stride = {} is less than n_out or not a multiple of {granularity}",
-            gemm.y_stride
-        ));
+    let (x_width, w_width) = gemm.stored_widths();
+    for (name, stride, width) in [
+        ("x_stride", gemm.x_stride, x_width),
+        ("w_stride", gemm.w_stride, w_width),
+        ("y_stride", gemm.y_stride, gemm.n_out),
+    ] {
+        if stride < width || !(stride as u64).is_multiple_of(granularity) {
+            return refuse(format!(
+                "{name} = {stride} is less than {width} or not a multiple of {granularity}"
+            ));
+        }
+    }
+    let plain = !(gemm.x_transposed || gemm.w_transposed || gemm.negated);
+    if granularity > 1 && !plain {
+        return refuse("an operand that is transposed or a minus sign".into());
     }
     // Dimensions travel as 32-bit numbers in places.
-    if gemm.rows.max(gemm.y_stride).max(gemm.k_in) > i32::MAX as usize {
+    let strides = gemm.x_stride.max(gemm.w_stride).max(gemm.y_stride);
+    if gemm.rows.max(strides).max(gemm.k_in) > i32::MAX as usize {
         return refuse("a dimension beyond 2^31".into());
     }
     for (name, address, bytes) in [
@@ -122,27 +148,36 @@ mod tests {
     use super::*;
 
     fn gemm(kind: GemmKind, rows: usize, n_out: usize, k_in: usize) -> Gemm {
-        Gemm {
-            kind,
-            x: 0x1000,
-            w: 0x2000,
-            y: 0x3000,
-            rows,
-            n_out,
-            k_in,
-            y_stride: n_out,
-            accumulate: false,
-        }
+        Gemm::new(kind, [0x1000, 0x2000, 0x3000], [rows, n_out, k_in])
     }
 
     /// What the library computes, written from its definition.
     fn multiply(product: &ColumnMajor, a: &[f64], b: &[f64], d: &mut [f64]) {
-        for i in 0..product.a.columns {
-            for j in 0..product.b.columns {
-                let at = |p: u64, q: u64, m: &Layout| (p + q * m.leading) as usize;
-                let sum: f64 = (0..product.a.rows)
-                    .map(|l| a[at(l, i, &product.a)] * b[at(l, j, &product.b)])
+        let at = |p: u64, q: u64, m: &Layout| {
+            assert!(p < m.rows && q < m.columns && m.leading >= m.rows);
+            (p + q * m.leading) as usize
+        };
+        let [a_turned, b_turned] = product.transposes;
+        let inner = match a_turned {
+            true => product.a.rows,
+            false => product.a.columns,
+        };
+        for i in 0..product.d.rows {
+            for j in 0..product.d.columns {
+                let sum: f64 = (0..inner)
+                    .map(|l| {
+                        let a_at = match a_turned {
+                            true => at(l, i, &product.a),
+                            false => at(i, l, &product.a),
+                        };
+                        let b_at = match b_turned {
+                            true => at(j, l, &product.b),
+                            false => at(l, j, &product.b),
+                        };
+                        a[a_at] * b[b_at]
+                    })
                     .sum();
+                let sum = if product.negated { -sum } else { sum };
                 let d = &mut d[at(i, j, &product.d)];
                 *d = sum + if product.accumulate { *d } else { 0.0 };
             }
@@ -184,6 +219,42 @@ mod tests {
     }
 
     #[test]
+    fn operands_may_be_parts_and_transposed_and_the_sign_turned() {
+        let (rows, n_out, k_in, stride) = (3, 5, 7, 11);
+        let values = |seed: usize| -> Vec<f64> {
+            (0..8 * stride)
+                .map(|i| (i * seed % 17) as f64 - 8.0)
+                .collect()
+        };
+        let (x, w) = (values(7), values(5));
+        for bits in 0..8 {
+            let [x_transposed, w_transposed, negated] = [1, 2, 4].map(|bit| bits & bit != 0);
+            let product = ColumnMajor::new(&Gemm {
+                x_stride: stride,
+                w_stride: stride,
+                x_transposed,
+                w_transposed,
+                negated,
+                ..gemm(GemmKind::F64, rows, n_out, k_in)
+            });
+            let mut y = vec![0.0; rows * n_out];
+            multiply(&product.unwrap(), &w, &x, &mut y);
+            let of = |m: &[f64], row: usize, k: usize, transposed: bool| match transposed {
+                true => m[k * stride + row],
+                false => m[row * stride + k],
+            };
+            for (i, found) in y.iter().enumerate() {
+                let dot: f64 = (0..k_in)
+                    .map(|k| {
+                        of(&x, i / n_out, k, x_transposed) * of(&w, i % n_out, k, w_transposed)
+                    })
+                    .sum();
+                assert_eq!(*found, if negated { -dot } else { dot }, "{bits} {i}");
+            }
+        }
+    }
+
+    #[test]
     fn refuses_shapes_that_the_library_does_not_take() {
         let f16 = GemmKind::F16 { f32_output: false };
         let fine = [
@@ -209,6 +280,21 @@ mod tests {
                 "y_stride = 584",
                 Gemm {
                     y_stride: 584,
+                    ..fine[1]
+                },
+            ),
+            (
+                "x_stride = 4",
+                Gemm {
+                    x_stride: 4,
+                    ..fine[0]
+                },
+            ),
+            (
+                "transposed",
+                Gemm {
+                    w_transposed: true,
+                    w_stride: 576,
                     ..fine[1]
                 },
             ),

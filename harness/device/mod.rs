@@ -174,6 +174,8 @@ pub enum GemmKind {
     F16 { f32_output: bool },
     /// F32 × F32, no TF32.
     F32,
+    /// F64 × F64.
+    F64,
     /// E4M3 × E4M3, F32 accumulation and `y`; compute capability 8.9.
     Fp8,
     /// I8 × I8 → I32, exact.
@@ -190,10 +192,51 @@ pub struct Gemm {
     pub rows: usize,
     pub n_out: usize,
     pub k_in: usize,
+    /// Elements from one stored row of `x` to the next; its width unless it is a part.
+    pub x_stride: usize,
+    /// Likewise of `w`.
+    pub w_stride: usize,
     /// Elements from one row of `y` to the next; `n_out` unless a part of the columns is made.
     pub y_stride: usize,
+    /// `x` is stored as its transpose, `[k_in, rows]`; kinds of 16 bits and more.
+    pub x_transposed: bool,
+    /// `w` is stored as its transpose, `[k_in, n_out]`; kinds of 16 bits and more.
+    pub w_transposed: bool,
+    /// Takes the product with a minus sign; kinds of 16 bits and more.
+    pub negated: bool,
     /// Adds to `y` instead of replacing it.
     pub accumulate: bool,
+}
+
+impl Gemm {
+    /// The product of whole matrices, none of them transposed, that replaces `y`.
+    pub fn new(kind: GemmKind, [x, w, y]: [u64; 3], [rows, n_out, k_in]: [usize; 3]) -> Self {
+        Gemm {
+            kind,
+            x,
+            w,
+            y,
+            rows,
+            n_out,
+            k_in,
+            x_stride: k_in,
+            w_stride: k_in,
+            y_stride: n_out,
+            x_transposed: false,
+            w_transposed: false,
+            negated: false,
+            accumulate: false,
+        }
+    }
+
+    /// Elements of a stored row of `x` and of `w`.
+    pub fn stored_widths(&self) -> (usize, usize) {
+        let width = |transposed, plain, other| if transposed { other } else { plain };
+        (
+            width(self.x_transposed, self.k_in, self.rows),
+            width(self.w_transposed, self.k_in, self.n_out),
+        )
+    }
 }
 
 /// Bytes of the device's memory pool.

@@ -110,20 +110,16 @@ pub fn gemm_rate_of(driver: &dyn Driver, kind: GemmKind, size: usize) -> Result<
     let w = random_matrix(driver, kind, &shape)?;
     let output = match kind {
         GemmKind::F16 { f32_output: false } => DType::F16,
+        GemmKind::F64 => DType::F64,
         _ => DType::F32, // of the size of I32
     };
     let y = driver.allocate(&shape, output, false)?;
-    let gemm = Gemm {
-        kind,
-        x: driver.address(&x)?,
-        w: driver.address(&w)?,
-        y: driver.address(&y)?,
-        rows: size,
-        n_out: size,
-        k_in: size,
-        y_stride: size,
-        accumulate: false,
-    };
+    let addresses = [
+        driver.address(&x)?,
+        driver.address(&w)?,
+        driver.address(&y)?,
+    ];
+    let gemm = Gemm::new(kind, addresses, [size; 3]);
     let seconds = seconds_each(driver, &|| driver.gemm(&gemm))?;
     Ok(2.0 * (size as f64).powi(3) / seconds)
 }
@@ -149,6 +145,10 @@ fn random_matrix(driver: &dyn Driver, kind: GemmKind, shape: &Shape) -> Result<T
         GemmKind::F32 => (
             random_values(n, |bits| unit(bits).to_le_bytes()),
             DType::F32,
+        ),
+        GemmKind::F64 => (
+            random_values(n, |bits| f64::from(unit(bits)).to_le_bytes()),
+            DType::F64,
         ),
         // E4M3: the two codes that are not a number become the largest ones.
         GemmKind::Fp8 => {

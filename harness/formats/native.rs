@@ -14,10 +14,14 @@ use crate::packed::{self, FormatSpec, PackedLinear};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
+use safetensors::tensor::{TensorView, View};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use crate::model::assembly::{
@@ -45,7 +49,8 @@ pub struct Header {
 /// A quantized model, block by block, before it is written.
 pub struct PackedModel {
     pub header: Header,
-    tensors: Vec<(String, Tensor)>,
+    tensors: Vec<(String, Held)>,
+    spool: Option<Spool>,
 }
 
 impl PackedModel {
@@ -66,20 +71,32 @@ impl PackedModel {
                 linears: BTreeMap::new(),
             },
             tensors: vec![],
+            spool: None,
         }
     }
 
-    pub fn add_linear(&mut self, module: &str, linear: &dyn PackedLinear) {
+    /// Keeps what is added from now on in a nameless file in `folder`, not in memory.
+    pub fn spool_in(&mut self, folder: &Path) -> Result<()> {
+        self.spool = Some(Spool::new(folder)?);
+        Ok(())
+    }
+
+    pub fn add_linear(&mut self, module: &str, linear: &dyn PackedLinear) -> Result<()> {
         self.header.linears.insert(module.into(), linear.spec());
         for stored in linear.stored() {
-            self.tensors
-                .push((format!("{module}.{}", stored.name), stored.tensor));
+            self.add_tensor(&format!("{module}.{}", stored.name), stored.tensor)?;
         }
+        Ok(())
     }
 
-    /// Adds a tensor that no method touches: embedding, head, norm gain, bias.
-    pub fn add_tensor(&mut self, name: &str, tensor: Tensor) {
-        self.tensors.push((name.into(), tensor));
+    /// Adds one tensor: embedding, head, norm gain, bias, or part of a packed linear.
+    pub fn add_tensor(&mut self, name: &str, tensor: Tensor) -> Result<()> {
+        let held = match &mut self.spool {
+            Some(spool) => spool.add(&tensor)?,
+            None => Held::InMemory(tensor),
+        };
+        self.tensors.push((name.into(), held));
+        Ok(())
     }
 
     /// Writes the file beside its final name, then renames it, so that no half file is ever
@@ -90,9 +107,104 @@ impl PackedModel {
             .map_err(|e| Error::file(path, format!("its header cannot be written: {e}"), next))?;
         let metadata = HashMap::from([(METADATA_KEY.to_string(), json)]);
         let partial = path.with_extension("partial");
-        safetensors::serialize_to_file(self.tensors, Some(metadata), &partial)
+        let spooled = self.spool.map(Spool::finish).transpose()?;
+        let tensors = self.tensors.iter().map(|(name, held)| {
+            let spooled = spooled.as_deref().unwrap_or_default();
+            (name, Entry { held, spooled })
+        });
+        safetensors::serialize_to_file(tensors, Some(metadata), &partial)
             .map_err(|e| Error::file(&partial, e.to_string(), next))?;
         std::fs::rename(&partial, path).map_err(|e| Error::io(path, e, next))
+    }
+}
+
+/// A tensor that waits to be written.
+enum Held {
+    InMemory(Tensor),
+    Spooled {
+        dtype: safetensors::Dtype,
+        shape: Vec<usize>,
+        /// Its bytes in the spool.
+        range: Range<usize>,
+    },
+}
+
+/// A nameless file that holds tensors until all of them, and so the order in the final file, are
+/// known. Its bytes are the system's to cache, not ours to hold.
+struct Spool {
+    file: BufWriter<File>,
+    folder: PathBuf,
+    bytes: usize,
+}
+
+impl Spool {
+    fn new(folder: &Path) -> Result<Self> {
+        let file = tempfile::tempfile_in(folder).map_err(|e| Error::io(folder, e, NO_ROOM))?;
+        Ok(Spool {
+            file: BufWriter::new(file),
+            folder: folder.into(),
+            bytes: 0,
+        })
+    }
+
+    fn add(&mut self, tensor: &Tensor) -> Result<Held> {
+        let bytes = View::data(tensor);
+        let written = self.file.write_all(&bytes);
+        written.map_err(|e| Error::io(&self.folder, e, NO_ROOM))?;
+        let start = self.bytes;
+        self.bytes += bytes.len();
+        Ok(Held::Spooled {
+            dtype: View::dtype(tensor),
+            shape: tensor.dims().to_vec(),
+            range: start..self.bytes,
+        })
+    }
+
+    /// The whole content, mapped.
+    fn finish(self) -> Result<memmap2::Mmap> {
+        let folder = self.folder;
+        let file = self.file.into_inner().map_err(|e| e.into_error());
+        // SAFETY: the file has no name, so nobody else can shorten it.
+        file.and_then(|file| unsafe { memmap2::Mmap::map(&file) })
+            .map_err(|e| Error::io(folder, e, NO_ROOM))
+    }
+}
+
+const NO_ROOM: &str = "packed blocks wait there: see that it has room for twice the packed model";
+
+/// A tensor and where its bytes are.
+struct Entry<'a> {
+    held: &'a Held,
+    spooled: &'a [u8],
+}
+
+impl View for Entry<'_> {
+    fn dtype(&self) -> safetensors::Dtype {
+        match self.held {
+            Held::InMemory(tensor) => View::dtype(tensor),
+            Held::Spooled { dtype, .. } => *dtype,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self.held {
+            Held::InMemory(tensor) => tensor.dims(),
+            Held::Spooled { shape, .. } => shape,
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self.held {
+            Held::InMemory(tensor) => View::data(tensor),
+            Held::Spooled { range, .. } => Cow::Borrowed(&self.spooled[range.clone()]),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match self.held {
+            Held::InMemory(tensor) => View::data_len(tensor),
+            Held::Spooled { range, .. } => range.len(),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ pub mod assembly;
 pub mod attention;
 pub mod config;
 pub mod decoder;
+pub mod drawn;
 pub mod generate;
 pub mod gpu;
 pub mod kernels;

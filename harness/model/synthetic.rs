@@ -116,15 +116,19 @@ pub fn shapes() -> Result<Vec<Shape>> {
 /// The shape that `synthetic:ID` names; `None` for any other model.
 pub fn named(model: &Path) -> Option<Result<Shape>> {
     let id = model.to_str()?.strip_prefix(SYNTHETIC)?.strip_prefix(':')?;
-    Some(shapes().and_then(|shapes| {
-        let known: Vec<String> = shapes.iter().map(|s| s.id.clone()).collect();
-        shapes.into_iter().find(|s| s.id == id).ok_or_else(|| {
-            Error::usage(
-                format!("no model shape is called `{id}`"),
-                format!("known: {} (quantbench list shapes)", known.join(" ")),
-            )
-        })
-    }))
+    Some(shape(id))
+}
+
+/// The shape of this id.
+pub fn shape(id: &str) -> Result<Shape> {
+    let shapes = shapes()?;
+    let known: Vec<String> = shapes.iter().map(|s| s.id.clone()).collect();
+    shapes.into_iter().find(|s| s.id == id).ok_or_else(|| {
+        Error::usage(
+            format!("no model shape is called `{id}`"),
+            format!("known: {} (quantbench list shapes)", known.join(" ")),
+        )
+    })
 }
 
 impl WeightSource for Shape {

@@ -368,17 +368,11 @@ impl Products {
             self.gpu.launch(quantize, [n, 1, 1], THREADS, args)?;
             for product in products {
                 let n_out = product.weight.shape().0;
-                self.gpu.driver().gemm(&Gemm {
-                    kind,
-                    x: codes,
-                    w: self.gpu.address(on_device(product.weight)?.codes)?,
-                    y: sums,
-                    rows: n.next_multiple_of(16),
-                    n_out,
-                    k_in,
-                    y_stride: n_out,
-                    accumulate: false,
-                })?;
+                let w = self.gpu.address(on_device(product.weight)?.codes)?;
+                let sizes = [n.next_multiple_of(16), n_out, k_in];
+                self.gpu
+                    .driver()
+                    .gemm(&Gemm::new(kind, [codes, w, sums], sizes))?;
                 let args = Args::new()
                     .with(sums)
                     .with(scales)
@@ -407,16 +401,16 @@ impl Products {
         output: Output,
     ) -> Result<()> {
         let f32_output = output != Output::F16;
+        let y = self.gpu.address(p.y)? + (weight_rows.start * output.bytes()) as u64;
+        let (n_out, k_in) = p.weight.shape();
         self.gpu.driver().gemm(&Gemm {
-            kind: GemmKind::F16 { f32_output },
-            x: self.gpu.address(x)?,
-            w,
-            y: self.gpu.address(p.y)? + (weight_rows.start * output.bytes()) as u64,
-            rows: x.dim(0)?,
-            n_out: weight_rows.len(),
-            k_in: p.weight.shape().1,
-            y_stride: p.weight.shape().0,
+            y_stride: n_out,
             accumulate: output == Output::AddF32,
+            ..Gemm::new(
+                GemmKind::F16 { f32_output },
+                [self.gpu.address(x)?, w, y],
+                [x.dim(0)?, weight_rows.len(), k_in],
+            )
         })
     }
 

@@ -13,11 +13,11 @@
 //!    error says little (as in the paper's code).
 
 use super::grid::{Grid, GridSpec, Rounded, extent, too_large};
+use super::solver::{Quadratic, cpu::energies};
 use super::{
     Calibration, Family, Group, LayerStats, Listed, Matrix, Member, Notes, QuantMethod, Role, count,
 };
 use crate::Result;
-use crate::packed::cpu::product_f32;
 use crate::packed::{FormatSpec, PackedLinear};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -46,8 +46,8 @@ pub struct Awq {
 
 impl Awq {
     /// `Σ tr(D H Dᵀ)` over members for scales `s`; infinite when a grid's step exceeds FP16.
-    fn scaled_error(&self, group: &Group, h: &Matrix, s: &[f32]) -> Result<f64> {
-        let k = h.cols;
+    fn scaled_error(&self, group: &Group, h: &dyn Quadratic, s: &[f32]) -> Result<f64> {
+        let k = group.inputs();
         let mut total = 0.0;
         for member in &group.members {
             let weight = &member.weight;
@@ -69,7 +69,7 @@ impl Awq {
             if rounded.is_none() {
                 return Ok(f64::INFINITY);
             }
-            total += energies(&error, &h.data, k)?.iter().sum::<f64>();
+            total += h.energies(&error)?.iter().sum::<f64>();
         }
         Ok(total)
     }
@@ -138,22 +138,6 @@ impl Awq {
     }
 }
 
-/// `d H dᵀ` for every row `d` of `error` `[_, k]`, with `H` symmetric `[k, k]`.
-fn energies(error: &[f32], h: &[f32], k: usize) -> Result<Vec<f64>> {
-    let mut product = vec![0f32; error.len()];
-    product_f32(error, h, error.len() / k, k, k, &mut product)?;
-    let rows = error
-        .par_chunks(k)
-        .zip(product.par_chunks(k))
-        .map(|(d, p)| {
-            d.iter()
-                .zip(p)
-                .map(|(d, p)| f64::from(*d) * f64::from(*p))
-                .sum()
-        });
-    Ok(rows.collect())
-}
-
 /// `abs_mean^α`, normalized so that `√(max · min) = 1`; `None` when no channel was ever active.
 ///
 /// A channel that was never active takes the scale of the least active one: it says nothing of
@@ -207,12 +191,13 @@ impl QuantMethod for Awq {
             count(notes, "awq_unfoldable_groups", 1);
             return Ok(None);
         }
+        let h = stats.solver.quadratic(&stats.xtx)?;
         let mut best = (f64::INFINITY, 0, None);
         for i in 0..EXPONENTS {
             let Some(s) = scales(&stats.abs_mean, i as f64 / EXPONENTS as f64) else {
                 break;
             };
-            let error = self.scaled_error(group, &stats.xtx, &s)?;
+            let error = self.scaled_error(group, h.as_ref(), &s)?;
             if error < best.0 {
                 best = (error, i, (i > 0).then_some(s));
             }

@@ -5,7 +5,8 @@
 //! With `H = Σ x xᵀ + λ I` and the upper factor `U` of `H⁻¹ = Uᵀ U`, rounding column `i` of a row
 //! `w` to `q` moves every later column `j` by `-(w_i - q_i) / U_ii · U_ij`. Rows never meet, so
 //! they run in parallel. Columns are taken in blocks: within one the correction is immediate,
-//! what lies behind it is corrected once per block by a matrix product.
+//! what lies behind it is corrected once per block by a matrix product. Where that happens is the
+//! [`solver`](super::solver)'s.
 //!
 //! **Order.** Columns are taken by falling energy of their input ("act-order"), so that the largest
 //! inputs are rounded while there is most left to make up for it. Grids are fitted beforehand, to
@@ -24,15 +25,11 @@
 //! out, never on evaluation text (`scripts/gptq-order.sh`; the figures are in
 //! `reports/2026-11-21-epyc-2core-gptq-order`).
 
-use super::grid::{GridSpec, Rounded, too_large};
-use super::linalg::inverse_factor;
-use super::{
-    Calibration, Family, Group, LayerStats, Listed, Matrix, Member, Notes, QuantMethod, count,
-};
+use super::grid::{GridSpec, too_large};
+use super::solver::{Factor, Rounding};
+use super::{Calibration, Family, Group, LayerStats, Listed, Notes, QuantMethod, count};
 use crate::Result;
-use crate::packed::cpu::product_f32;
 use crate::packed::{FormatSpec, PackedLinear};
-use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -101,39 +98,31 @@ impl Gptq {
         order
     }
 
-    /// `Uᵀ`, row-major `[k_in, k_in]`, for columns in this order.
+    /// The factor for columns in this order.
     fn factor(
         &self,
         group: &Group,
         stats: &LayerStats,
         order: &[usize],
         notes: &mut Notes,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Box<dyn Factor>> {
         let k = group.inputs();
-        let covariance = |i: usize, j: usize| f64::from(stats.xtx.data[i * k + j]);
-        let mut hessian: Vec<f64> = order
-            .iter()
-            .flat_map(|i| order.iter().map(move |j| covariance(*i, *j)))
-            .collect();
-        let mean = (0..k).map(|i| hessian[i * (k + 1)]).sum::<f64>() / k as f64;
+        let energy = |i: &usize| f64::from(stats.xtx.data[i * (k + 1)]);
+        let mut energies: Vec<f64> = order.iter().map(energy).collect();
+        let mean = energies.iter().sum::<f64>() / k as f64;
         let mut dead = 0;
-        for i in 0..k {
-            if hessian[i * (k + 1)] == 0.0 {
-                // Its covariances are zero too, so that any positive diagonal leaves the other
-                // channels alone and rounds this one to nearest: evaluation may need it.
-                hessian[i * (k + 1)] = 1.0;
-                dead += 1;
-            }
+        for energy in energies.iter_mut().filter(|energy| **energy == 0.0) {
+            // Its covariances are zero too, so that any positive diagonal leaves the other
+            // channels alone and rounds this one to nearest: evaluation may need it.
+            *energy = 1.0;
+            dead += 1;
         }
         count(notes, "gptq_dead_inputs", dead);
         count(notes, "gptq_groups", 1);
         let mut damping = self.damping;
         for retry in 0..=RETRIES {
-            let mut damped = hessian.clone();
-            for i in 0..k {
-                damped[i * (k + 1)] += damping * mean;
-            }
-            if let Some(factor) = inverse_factor(damped, k) {
+            let diagonal: Vec<f64> = energies.iter().map(|e| e + damping * mean).collect();
+            if let Some(factor) = stats.solver.factor(&stats.xtx, order, &diagonal)? {
                 count(notes, "gptq_damping_retries", retry);
                 return Ok(factor);
             }
@@ -150,100 +139,6 @@ impl Gptq {
             "use more calibration tokens, or rtn or awq for this model",
         ))
     }
-
-    /// Codes of one weight. `factor` is `Uᵀ` for columns in this order.
-    fn round(&self, member: &Member, factor: &[f32], order: &[usize]) -> Result<Rounded> {
-        let weight = &member.weight;
-        let Matrix {
-            rows: n, cols: k, ..
-        } = *weight;
-        let spec = &self.spec;
-        let len = spec.group_len(k);
-        let aligned = self.block.is_multiple_of(len) || len.is_multiple_of(self.block) || len == k;
-        let block = if aligned { self.block } else { len };
-
-        let mut work: Vec<f32> = weight
-            .data
-            .chunks(k)
-            .flat_map(|row| order.iter().map(|column| row[*column]))
-            .collect();
-        let mut rounded = Rounded::new(spec, n, k);
-        if self.act_order {
-            let fits = weight.data.chunks(k).flat_map(|row| row.chunks(len));
-            for (grid, weights) in rounded.grids.iter_mut().zip(fits) {
-                *grid = spec
-                    .fit(weights)
-                    .ok_or_else(|| too_large(member, &self.id()))?;
-            }
-        }
-        for from in (0..k).step_by(block) {
-            let to = (from + block).min(k);
-            let width = to - from;
-            // Rows `from..to` of U, so that the inner loop reads along a row.
-            let mut upper = vec![0f32; width * width];
-            for i in 0..width {
-                for j in i..width {
-                    upper[i * width + j] = factor[(from + j) * k + from + i];
-                }
-            }
-            let mut errors = vec![0f32; n * width];
-            let Rounded { codes, grids } = &mut rounded;
-            work.par_chunks_mut(k)
-                .zip(codes.par_chunks_mut(k))
-                .zip(grids.par_chunks_mut(spec.groups(k)))
-                .zip(errors.par_chunks_mut(width))
-                .try_for_each(|(((row, codes), grids), errors)| {
-                    for i in 0..width {
-                        let at = from + i;
-                        let column = order[at];
-                        if at % len == 0 && !self.act_order {
-                            grids[at / len] = spec.fit(&row[at..(at + len).min(k)])?;
-                        }
-                        let grid = grids[column / len];
-                        let code = grid.code(row[at]);
-                        codes[column] = code as u8;
-                        let u = &upper[i * width..][..width];
-                        errors[i] = (row[at] - grid.level(code)) / u[i];
-                        for (w, u) in row[at + 1..to].iter_mut().zip(&u[i + 1..]) {
-                            *w -= errors[i] * u;
-                        }
-                    }
-                    Some(())
-                })
-                .ok_or_else(|| too_large(member, &self.id()))?;
-            correct(&mut work, &errors, factor, k, from..to)?;
-        }
-        Ok(rounded)
-    }
-}
-
-/// `work[:, end..] -= errors · U[block, end..]` for `work` `[n, k]` and `errors` `[n, block]`.
-fn correct(
-    work: &mut [f32],
-    errors: &[f32],
-    factor: &[f32],
-    k: usize,
-    block: std::ops::Range<usize>,
-) -> Result<()> {
-    let (width, behind) = (block.len(), k - block.end);
-    let n = work.len() / k;
-    if behind == 0 {
-        return Ok(());
-    }
-    let columns: Vec<f32> = factor[block.end * k..]
-        .chunks(k)
-        .flat_map(|row| &row[block.clone()])
-        .copied()
-        .collect();
-    let mut moved = vec![0f32; n * behind];
-    product_f32(errors, &columns, n, behind, width, &mut moved)?;
-    let rows = work.par_chunks_mut(k).zip(moved.par_chunks(behind));
-    rows.for_each(|(row, moved)| {
-        for (w, m) in row[block.end..].iter_mut().zip(moved) {
-            *w -= m;
-        }
-    });
-    Ok(())
 }
 
 impl QuantMethod for Gptq {
@@ -293,13 +188,20 @@ impl QuantMethod for Gptq {
         let id = self.id();
         group.check(&id)?;
         let stats = LayerStats::require(stats, group, &id)?;
+        if group.members.is_empty() {
+            return Ok(vec![]);
+        }
         let order = self.order(stats);
-        let factor = match group.members.is_empty() {
-            true => Vec::new(),
-            false => self.factor(group, stats, &order, notes)?,
+        let factor = self.factor(group, stats, &order, notes)?;
+        let rounding = Rounding {
+            spec: self.spec,
+            order: &order,
+            static_groups: self.act_order,
+            block: self.block,
         };
         group.pack_each(&id, |member| {
-            let rounded = self.round(member, &factor, &order)?;
+            let rounded = factor.round(&member.weight, &rounding)?;
+            let rounded = rounded.ok_or_else(|| too_large(member, &id))?;
             rounded.pack(&self.spec, member.weight.rows, member.weight.cols)
         })
     }

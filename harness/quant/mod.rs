@@ -21,6 +21,7 @@ pub mod int8;
 pub mod int8_w8a8;
 mod linalg;
 pub mod rtn;
+pub mod solver;
 mod stats;
 pub mod ulp_noise;
 

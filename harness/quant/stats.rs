@@ -1,9 +1,11 @@
 //! What calibration learns of one group's inputs, and how it is summed up.
 
+use super::solver::{Solver, cpu::Cpu};
 use super::{Group, Matrix};
 use crate::packed::cpu::product_f32;
 use crate::{Error, Result};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Statistics of one group's inputs over the calibration tokens.
 #[derive(Debug, Clone)]
@@ -13,9 +15,21 @@ pub struct LayerStats {
     pub xtx: Matrix,
     /// Mean of `|x|` per channel, `[k_in]`.
     pub abs_mean: Vec<f32>,
+    /// Where methods compute with them.
+    pub solver: Arc<dyn Solver>,
 }
 
 impl LayerStats {
+    /// Statistics that methods compute with on the CPU.
+    pub fn new(tokens: usize, xtx: Matrix, abs_mean: Vec<f32>) -> Self {
+        LayerStats {
+            tokens,
+            xtx,
+            abs_mean,
+            solver: Arc::new(Cpu),
+        }
+    }
+
     /// Sums for inputs of `k` channels; feed it with [`StatsBuilder::accumulate`].
     pub fn builder(k: usize) -> StatsBuilder {
         StatsBuilder {
@@ -127,17 +141,19 @@ impl StatsBuilder {
     /// The statistics of all tokens so far; all zero when there were none.
     pub fn finish(self) -> LayerStats {
         let mut xtx = self.xtx;
-        // A product may sum (i, j) and (j, i) in different order; methods rely on symmetry.
-        for i in 0..xtx.rows {
-            for j in 0..i {
-                xtx.data[i * xtx.cols + j] = xtx.data[j * xtx.cols + i];
-            }
-        }
+        mirror(&mut xtx);
         let tokens = self.tokens.max(1) as f64;
-        LayerStats {
-            tokens: self.tokens,
-            xtx,
-            abs_mean: self.abs_sum.iter().map(|s| (s / tokens) as f32).collect(),
+        let abs_mean = self.abs_sum.iter().map(|s| (s / tokens) as f32).collect();
+        LayerStats::new(self.tokens, xtx, abs_mean)
+    }
+}
+
+/// Copies what is above the diagonal below it: a product may sum (i, j) and (j, i) in different
+/// order, and methods rely on symmetry.
+pub(super) fn mirror(xtx: &mut Matrix) {
+    for i in 0..xtx.rows {
+        for j in 0..i {
+            xtx.data[i * xtx.cols + j] = xtx.data[j * xtx.cols + i];
         }
     }
 }

@@ -548,6 +548,10 @@ pub struct CellDetail {
     /// texts; `quantize_s` then is what it took there.
     #[serde(default)]
     pub weights_from_cache: bool,
+    /// High-water mark of the device memory that quantizing took; absent where it worked on the
+    /// CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize_device_peak_bytes: Option<u64>,
 }
 
 /// Finished work of earlier runs in the same folder that a run took over from its journal.

@@ -233,6 +233,7 @@ mod tests {
                 peak_bytes: 3,
                 notes: BTreeMap::new(),
                 packed_sha256: sha256_of_file(&made).unwrap(),
+                device_peak_bytes: None,
             };
             self.cache.put(key, &result, &made)
         }

@@ -54,6 +54,8 @@ pub struct QuantizeJob {
     pub calibration: Vec<Vec<u32>>,
     pub kv: String,
     pub output: PathBuf,
+    /// Where a method that looks at inputs works.
+    pub place: Place,
 }
 
 /// The model that a measuring or timing child runs.
@@ -163,6 +165,9 @@ pub struct QuantizeResult {
     pub peak_bytes: usize,
     pub notes: BTreeMap<String, f64>,
     pub packed_sha256: String,
+    /// High-water mark of what it took of a GPU's memory; empty where it worked on the CPU.
+    #[serde(default)]
+    pub device_peak_bytes: Option<usize>,
 }
 
 /// Memory of load, prefill and decode in one workload.

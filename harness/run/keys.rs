@@ -114,7 +114,8 @@ fn hash(parts: &[&Value]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::job::QuantizeJob;
+    use crate::packed::gpu::Choice;
+    use crate::run::job::{Place, QuantizeJob};
 
     #[test]
     fn a_key_follows_content_and_not_paths() {
@@ -127,6 +128,11 @@ mod tests {
                 calibration: vec![vec![1, 2]],
                 kv: kv.into(),
                 output: output.into(),
+                place: Place {
+                    device: "cpu".into(),
+                    kernels: Choice::Auto,
+                    graphs: true,
+                },
             })
         };
         let int8 = method("int8");

@@ -6,7 +6,9 @@
 
 pub mod altered;
 pub mod cache;
+pub mod calibration;
 pub mod child;
+pub mod footprint;
 pub mod host;
 pub mod job;
 pub mod journal;

@@ -1,26 +1,26 @@
 //! Walks a model block by block: calibrate, fold, quantize, pass on.
 //!
 //! Blocks are calibrated in order, each seeing the outputs of the already quantized blocks before
-//! it. Calibration is a [`PackedLinear`] that records its inputs and delegates, so the model has
-//! no hooks.
+//! it ([`super::calibration`]). The source is read tensor by tensor, and packed blocks go to a
+//! file as they come, so that of a large model one block at a time is in memory.
 
+use super::calibration::{Flow, GROUPS};
 use crate::formats::native::{self, PackedModel, module, weight_name};
 use crate::model::config::Config;
-use crate::model::decoder::{Block, Linear, Shared};
-use crate::model::kernels::CpuKernels;
-use crate::model::kv_cache::{KvCache, KvPrecision, KvShape};
-use crate::model::rope::Rope;
+use crate::model::decoder::{Block, Linear};
+use crate::model::kernels::{CpuKernels, Kernels};
+use crate::model::kv_cache::KvPrecision;
 use crate::model::weights::{WeightSource, layout};
-use crate::packed::{FormatSpec, PackedLinear, Stored, dense::Dense};
+use crate::packed::{PackedLinear, dense::Dense};
 use crate::quant::{
     Brought, Calibration, Group, LayerStats, Matrix, Member, ModelShape, Notes, QuantMethod, Role,
-    StatsBuilder,
 };
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use half::f16;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A quantized model and what the method counted on the way.
 pub struct Quantized {
@@ -28,14 +28,40 @@ pub struct Quantized {
     pub notes: Notes,
 }
 
-/// Quantizes every block's linears; embedding, head and norms become F16.
-///
-/// `windows` are the calibration texts' ids; `progress(done, total)` is called per block.
+/// Where a model is quantized, and how it is calibrated.
+pub struct Setting {
+    /// What runs the calibration texts; a GPU also does the methods' matrix work.
+    pub kernels: Arc<dyn Kernels>,
+    /// Of the cache that the texts attend through.
+    pub kv: KvPrecision,
+    /// A folder for packed blocks until all are there; in memory without one.
+    pub spool: Option<PathBuf>,
+}
+
+/// [`quantize_in`] on the CPU and in memory.
 pub fn quantize(
     source: &dyn WeightSource,
     method: &dyn QuantMethod,
     windows: &[Vec<u32>],
     kv: KvPrecision,
+    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<Quantized> {
+    let setting = Setting {
+        kernels: Arc::new(CpuKernels),
+        kv,
+        spool: None,
+    };
+    quantize_in(&setting, source, method, windows, progress)
+}
+
+/// Quantizes every block's linears; embedding, head and norms become F16.
+///
+/// `windows` are the calibration texts' ids; `progress(done, total)` is called per block.
+pub fn quantize_in(
+    setting: &Setting,
+    source: &dyn WeightSource,
+    method: &dyn QuantMethod,
+    windows: &[Vec<u32>],
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Quantized> {
     let config = source.config().clone();
@@ -57,51 +83,64 @@ pub fn quantize(
         method.method().into(),
         method.parameters(),
     );
+    if let Some(folder) = &setting.spool {
+        model.spool_in(folder)?;
+    }
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let embedding = f16_tensor(source, native::EMBEDDING, &[vocab, hidden])?;
     model.add_tensor(
         native::FINAL_NORM,
         f16_tensor(source, native::FINAL_NORM, &[hidden])?,
-    );
+    )?;
     if !config.tied_head {
         model.add_tensor(
             native::HEAD,
             f16_tensor(source, native::HEAD, &[vocab, hidden])?,
-        );
+        )?;
     }
     let mut flow = match calibrated {
-        true => Some(Flow::new(&config, &embedding, windows, kv)?),
+        true => Some(Flow::new(
+            &config,
+            &setting.kernels,
+            &embedding,
+            windows,
+            setting.kv,
+        )?),
         false => None,
     };
-    model.add_tensor(native::EMBEDDING, embedding);
+    model.add_tensor(native::EMBEDDING, embedding)?;
 
     let mut notes = Notes::new();
     for layer in 0..config.layers {
         progress(layer, config.layers)?;
         let mut raw = RawBlock::read(source, &config, layer)?;
         let mut stats = match &mut flow {
-            Some(flow) => flow.statistics(&raw)?.map(Some),
-            None => [const { None }; 4],
+            Some(flow) => {
+                let dtype = setting.kernels.activation_dtype();
+                flow.statistics(raw.unquantized(dtype)?)?.map(Some)
+            }
+            None => [const { None }; GROUPS],
         };
         raw.fold(method, &mut stats, &mut notes)?;
         let mut packed: Vec<Arc<dyn PackedLinear>> = vec![];
         for (group, stats) in raw.groups.iter().zip(&stats) {
             let linears = method.quantize(group, stats.as_ref(), &mut notes)?;
             for (member, linear) in group.members.iter().zip(linears) {
-                model.add_linear(&member.name, linear.as_ref());
+                model.add_linear(&member.name, linear.as_ref())?;
                 packed.push(linear.into());
             }
         }
+        drop(stats);
         let block = raw.block(packed)?;
         for (name, gain) in [
             (native::ATTENTION_NORM, &block.attention_norm),
             (native::MLP_NORM, &block.mlp_norm),
         ] {
-            model.add_tensor(&weight_name(&module(layer, name)), gain.clone());
+            model.add_tensor(&weight_name(&module(layer, name)), gain.clone())?;
         }
         let biased = raw.members().zip(block.linears());
         for (member, bias) in biased.filter_map(|(m, l)| Some((m, l.bias.as_ref()?))) {
-            model.add_tensor(&format!("{}.bias", member.name), bias.clone());
+            model.add_tensor(&format!("{}.bias", member.name), bias.clone())?;
         }
         if let Some(flow) = &mut flow
             && layer + 1 < config.layers
@@ -175,7 +214,7 @@ const DOWN: usize = 3;
 
 /// One block as the source has it, in F32.
 struct RawBlock {
-    groups: [Group; 4],
+    groups: [Group; GROUPS],
     /// Biases of q, k, v; empty where the family has none.
     biases: Vec<Vec<f32>>,
     attention_norm: Vec<f32>,
@@ -255,7 +294,7 @@ impl RawBlock {
     fn fold(
         &mut self,
         method: &dyn QuantMethod,
-        stats: &mut [Option<LayerStats>; 4],
+        stats: &mut [Option<LayerStats>; GROUPS],
         notes: &mut Notes,
     ) -> Result<()> {
         let mut scales = vec![];
@@ -289,6 +328,24 @@ impl RawBlock {
             }
         }
         Ok(())
+    }
+
+    /// The block with its weights as they are, in F32 or F16.
+    fn unquantized(&self, dtype: DType) -> Result<Block> {
+        let linears = self.members().map(|member| {
+            let Matrix { rows, cols, data } = &member.weight;
+            if dtype == DType::F16
+                && let Some(w) = data.iter().find(|w| !f16::from_f32(**w).is_finite())
+            {
+                return Err(Error::unsupported(
+                    format!("`{}` holds {w}, which FP16 cannot", member.name),
+                    "on a GPU calibration runs in FP16: use --device cpu for this checkpoint",
+                ));
+            }
+            let linear: Arc<dyn PackedLinear> = Arc::new(Dense::new(dtype, data, (*rows, *cols))?);
+            Ok(linear)
+        });
+        self.block(linears.collect::<Result<_>>()?)
     }
 
     /// The block over these linears (q, k, v, o, gate, up, down).
@@ -335,139 +392,6 @@ fn absorb_into_gain(gain: &mut [f32], scales: &mut [f32]) {
         } else {
             *scale = 1.0;
         }
-    }
-}
-
-/// The calibration texts on their way through the blocks.
-struct Flow {
-    config: Config,
-    rope: Rope,
-    cache: KvCache,
-    /// One `[tokens, hidden]` F32 residual stream per window.
-    streams: Vec<Tensor>,
-}
-
-impl Flow {
-    fn new(
-        config: &Config,
-        embedding: &Tensor,
-        windows: &[Vec<u32>],
-        kv: KvPrecision,
-    ) -> Result<Self> {
-        let device = Device::Cpu;
-        let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
-        let shape = KvShape {
-            layers: 1,
-            batch: 1,
-            capacity: longest,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-        };
-        let streams = windows
-            .iter()
-            .map(|ids| {
-                let ids = Tensor::from_slice(ids, ids.len(), &device)?;
-                Ok(embedding.index_select(&ids, 0)?.to_dtype(DType::F32)?)
-            })
-            .collect::<Result<_>>()?;
-        Ok(Flow {
-            config: config.clone(),
-            rope: Rope::new(config, longest, &CpuKernels)?,
-            cache: KvCache::new(shape, kv, &CpuKernels)?,
-            streams,
-        })
-    }
-
-    fn run(&self, block: &Block, stream: &Tensor) -> Result<Tensor> {
-        let shared = Shared {
-            config: &self.config,
-            rope: &self.rope,
-            kernels: &CpuKernels,
-        };
-        block.forward(stream.clone(), 1, &shared, &self.cache.layers[0], 0)
-    }
-
-    /// Statistics of the four groups' inputs, with the block in full precision.
-    fn statistics(&mut self, raw: &RawBlock) -> Result<[LayerStats; 4]> {
-        let mut recorders = vec![];
-        let mut linears: Vec<Arc<dyn PackedLinear>> = vec![];
-        for group in &raw.groups {
-            // The members share their input: the first one records it for all.
-            for (m, member) in group.members.iter().enumerate() {
-                let Matrix { rows, cols, data } = &member.weight;
-                let weight =
-                    Dense::from_tensor(Tensor::from_slice(data, (*rows, *cols), &Device::Cpu)?)?;
-                if m == 0 {
-                    let recorder = Arc::new(Recorder {
-                        inner: weight,
-                        stats: Mutex::new(Some(LayerStats::builder(*cols))),
-                    });
-                    recorders.push(recorder.clone());
-                    linears.push(recorder);
-                } else {
-                    linears.push(Arc::new(weight));
-                }
-            }
-        }
-        let block = raw.block(linears)?;
-        for stream in &self.streams {
-            self.run(&block, stream)?;
-        }
-        let mut stats = recorders.iter().map(|r| {
-            let builder = r.stats.lock().unwrap_or_else(|e| e.into_inner()).take();
-            builder.map(StatsBuilder::finish)
-        });
-        let mut next = || {
-            stats
-                .next()
-                .flatten()
-                .ok_or_else(|| Error::unsupported("a group recorded nothing", "report this defect"))
-        };
-        Ok([next()?, next()?, next()?, next()?])
-    }
-
-    /// Replaces every stream by what the (quantized) block makes of it.
-    fn advance(&mut self, block: &Block) -> Result<()> {
-        for i in 0..self.streams.len() {
-            self.streams[i] = self.run(block, &self.streams[i])?;
-        }
-        Ok(())
-    }
-}
-
-/// Records the inputs of the linear that it stands for.
-struct Recorder {
-    inner: Dense,
-    stats: Mutex<Option<StatsBuilder>>,
-}
-
-impl PackedLinear for Recorder {
-    fn shape(&self) -> (usize, usize) {
-        self.inner.shape()
-    }
-
-    fn spec(&self) -> FormatSpec {
-        self.inner.spec()
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut stats = self.stats.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(stats) = stats.as_mut() {
-            crate::model::decoder::with_f32(x, |x| stats.accumulate(x))?;
-        }
-        self.inner.forward(x)
-    }
-
-    fn dequantize(&self) -> Result<Vec<f32>> {
-        self.inner.dequantize()
-    }
-
-    fn stored(&self) -> Vec<Stored> {
-        self.inner.stored()
-    }
-
-    fn kernel(&self, rows: usize) -> String {
-        self.inner.kernel(rows)
     }
 }
 

@@ -5,7 +5,7 @@ use super::job::{
     Event, Job, MeasureJob, MemoryResult, Place, QuantizeJob, QuantizeResult, Subject, TimeJob,
     Turn,
 };
-use super::quantize::quantize;
+use super::quantize::{Setting, quantize_in};
 use crate::device::{DeviceChoice, Gpu};
 use crate::formats::native;
 use crate::hash::sha256_of_file;
@@ -16,18 +16,20 @@ use crate::measure::nvml;
 use crate::measure::quality::{CachedDecoder, Observer, Plan};
 use crate::measure::roofline::{self, Cost};
 use crate::measure::speed::{Phase, Workload, run_once};
-use crate::memory::{Bracket, Usage, peak_rss_bytes, reset_peak_rss};
+use crate::memory::{self, Bracket, Usage, peak_rss_bytes, reset_peak_rss};
 use crate::model::decoder::Decoder;
 use crate::model::generate::Generator;
 use crate::model::gpu::GpuKernels;
 use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::KvPrecision;
 use crate::model::{synthetic, weights};
+use crate::quant::Calibration;
 use crate::report::record::Status;
 use crate::{Error, Result, quant};
 use candle_core::DType;
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -113,14 +115,27 @@ fn run_quantize(job: QuantizeJob) -> Result<()> {
     let start = Instant::now();
     let source = weights::open(job.model.as_deref())?;
     let method = quant::parse(&job.precision)?;
-    let kv = KvPrecision::parse(&job.kv)?;
-    let quantized = quantize(
+    let setting = Setting {
+        // Where nothing is calibrated there is nothing for a GPU to do.
+        kernels: match method.calibration() {
+            Calibration::Inputs => kernels(&job.place)?,
+            Calibration::None => Arc::new(CpuKernels),
+        },
+        kv: KvPrecision::parse(&job.kv)?,
+        spool: Some(match job.output.parent() {
+            Some(folder) if folder != Path::new("") => folder.into(),
+            _ => ".".into(),
+        }),
+    };
+    memory::device::reset_peak();
+    let quantized = quantize_in(
+        &setting,
         source.as_ref(),
         method.as_ref(),
         &job.calibration,
-        kv,
         &mut |done, total| send(&Event::Progress { done, total }),
     )?;
+    let on_gpu = setting.kernels.gpu().is_some();
     quantized.model.write(&job.output)?;
     let result = QuantizeResult {
         quantize_s: start.elapsed().as_secs_f64(),
@@ -128,6 +143,7 @@ fn run_quantize(job: QuantizeJob) -> Result<()> {
         notes: quantized.notes,
         packed_sha256: sha256_of_file(&job.output)
             .map_err(|e| Error::io(&job.output, e, "it was just written; is the disk full?"))?,
+        device_peak_bytes: on_gpu.then(|| memory::device::peak().total_bytes),
     };
     send(&Event::Quantized(result))
 }

@@ -7,7 +7,10 @@ use crate::emulation::Emulation;
 use candle_core::{DType, Device, Shape, Storage, Tensor};
 use half::f16;
 use quantbench::device::{Args, DeviceInfo, Driver, Gemm, GemmKind, Graph, Launch, PoolUsage};
+use quantbench::memory::{self, Part};
 use quantbench::{Error, Result};
+use rayon::prelude::*;
+use std::ops::{Add, Mul, Neg};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
@@ -183,6 +186,7 @@ impl Driver for EmulatedDriver {
             DType::U32 => storage.as_slice::<u32>()?.as_ptr() as u64,
             DType::I32 => storage.as_slice::<i32>()?.as_ptr() as u64,
             DType::U8 => storage.as_slice::<u8>()?.as_ptr() as u64,
+            DType::F64 => storage.as_slice::<f64>()?.as_ptr() as u64,
             other => panic!("no kernel reads {other:?}"),
         };
         Ok(base + (start * tensor.dtype().size_in_bytes()) as u64)
@@ -192,13 +196,12 @@ impl Driver for EmulatedDriver {
         self.refuse_while_recording("an allocation")?;
         // What nobody has written yet shows as NaN or as an impossible id.
         let fill = if zeroed { 0 } else { 0xff };
-        let bytes = vec![fill; shape.elem_count() * dtype.size_in_bytes()];
-        Ok(Tensor::from_raw_buffer(
-            &bytes,
-            dtype,
-            shape.dims(),
-            &Device::Cpu,
-        )?)
+        // Set apart from what the host's side takes, which has no cache of its own.
+        memory::scope(Part::KvCache, || {
+            let bytes = vec![fill; shape.elem_count() * dtype.size_in_bytes()];
+            let dims = shape.dims();
+            Ok(Tensor::from_raw_buffer(&bytes, dtype, dims, &Device::Cpu)?)
+        })
     }
 
     fn write(&self, bytes: &[u8], to: u64) -> Result<()> {
@@ -273,56 +276,65 @@ fn run(emulation: &Emulation, launch: &Launch, args: &mut Args) -> Result<()> {
         .map_err(|e| Error::unsupported(format!("{}: {e}", launch.kernel), "a defect"))
 }
 
-/// The library's product, one sum after the other.
+/// The library's product, each sum one number after the other.
 fn product(g: &Gemm) {
+    let f32_of = |code: u8| quantbench::packed::fp8::Kind::E4m3.decode(code);
     // SAFETY: the addresses and sizes are those of live tensors of the test.
     unsafe {
-        for r in 0..g.rows {
-            for n in 0..g.n_out {
-                let at = r * g.y_stride + n;
-                match g.kind {
-                    GemmKind::F16 { f32_output } => {
-                        let x = (g.x as *const f16).add(r * g.k_in);
-                        let w = (g.w as *const f16).add(n * g.k_in);
-                        let mut sum = 0f32;
-                        for k in 0..g.k_in {
-                            sum += x.add(k).read().to_f32() * w.add(k).read().to_f32();
-                        }
-                        if f32_output {
-                            let y = (g.y as *mut f32).add(at);
-                            *y = if g.accumulate { *y + sum } else { sum };
-                        } else {
-                            let y = (g.y as *mut f16).add(at);
-                            let old = if g.accumulate { (*y).to_f32() } else { 0.0 };
-                            *y = f16::from_f32(old + sum);
-                        }
-                    }
-                    GemmKind::F32 => {
-                        let x = (g.x as *const f32).add(r * g.k_in);
-                        let w = (g.w as *const f32).add(n * g.k_in);
-                        let sum: f32 = (0..g.k_in).map(|k| *x.add(k) * *w.add(k)).sum();
-                        let y = (g.y as *mut f32).add(at);
-                        *y = if g.accumulate { *y + sum } else { sum };
-                    }
-                    GemmKind::Int8 => {
-                        let x = (g.x as *const i8).add(r * g.k_in);
-                        let w = (g.w as *const i8).add(n * g.k_in);
-                        let sum: i32 = (0..g.k_in)
-                            .map(|k| i32::from(*x.add(k)) * i32::from(*w.add(k)))
-                            .sum();
-                        *(g.y as *mut i32).add(at) = sum;
-                    }
-                    GemmKind::Fp8 => {
-                        let value = |code: u8| quantbench::packed::fp8::Kind::E4m3.decode(code);
-                        let x = (g.x as *const u8).add(r * g.k_in);
-                        let w = (g.w as *const u8).add(n * g.k_in);
-                        let sum: f32 = (0..g.k_in)
-                            .map(|k| value(*x.add(k)) * value(*w.add(k)))
-                            .sum();
-                        *(g.y as *mut f32).add(at) = sum;
-                    }
-                }
+        match g.kind {
+            GemmKind::F16 { f32_output: true } => multiply(g, f16::to_f32, |y: f32| y, |x| x),
+            GemmKind::F16 { f32_output: false } => {
+                multiply(g, f16::to_f32, f16::to_f32, f16::from_f32)
             }
+            GemmKind::F32 => multiply(g, |x: f32| x, |y: f32| y, |x| x),
+            GemmKind::F64 => multiply(g, |x: f64| x, |y: f64| y, |x| x),
+            GemmKind::Int8 => multiply(g, |x: i8| i32::from(x), |y: i32| y, |x| x),
+            GemmKind::Fp8 => multiply(g, f32_of, |y: f32| y, |x| x),
         }
     }
+}
+
+/// A product of numbers stored as `T`, summed as `S` and stored as `Y`.
+///
+/// # Safety
+/// The addresses are those of matrices of these types.
+unsafe fn multiply<T: Copy, S, Y: Copy>(
+    g: &Gemm,
+    read: impl Fn(T) -> S,
+    read_old: impl Fn(Y) -> S + Sync,
+    write: impl Fn(S) -> Y + Sync,
+) where
+    S: Copy + Send + Sync + Default + Neg<Output = S> + Add<Output = S> + Mul<Output = S>,
+{
+    // Row after row of `count` rows, whichever way they are stored.
+    let operand = |base: u64, count: usize, stride: usize, transposed: bool| -> Vec<S> {
+        let places = (0..count * g.k_in).map(|i| (i / g.k_in, i % g.k_in));
+        let offset = |(row, k): (usize, usize)| match transposed {
+            true => k * stride + row,
+            false => row * stride + k,
+        };
+        // SAFETY: promised by the caller.
+        let value = |at: usize| read(unsafe { (base as *const T).add(at).read() });
+        places.map(offset).map(value).collect()
+    };
+    let x = operand(g.x, g.rows, g.x_stride, g.x_transposed);
+    let w = operand(g.w, g.n_out, g.w_stride, g.w_transposed);
+    (0..g.rows).into_par_iter().for_each(|r| {
+        let x = &x[r * g.k_in..][..g.k_in];
+        for n in 0..g.n_out {
+            let w = &w[n * g.k_in..][..g.k_in];
+            let pairs = x.iter().zip(w);
+            let sum = pairs.fold(S::default(), |sum, (x, w)| sum + *x * *w);
+            let sum = if g.negated { -sum } else { sum };
+            // SAFETY: promised by the caller; every element is written by one thread.
+            unsafe {
+                let y = (g.y as *mut Y).add(r * g.y_stride + n);
+                *y = write(if g.accumulate {
+                    read_old(*y) + sum
+                } else {
+                    sum
+                });
+            }
+        }
+    });
 }

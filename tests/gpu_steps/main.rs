@@ -8,6 +8,7 @@ mod activations;
 mod attention;
 mod fill;
 mod gptq;
+mod solver;
 mod steps;
 
 use emulation::{Emulation, Guarded, Schedule};

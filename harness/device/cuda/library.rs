@@ -106,11 +106,8 @@ impl Library {
                     .map_err(|e| no_algorithm(gemm, e))?,
             ),
         };
-        let scale = |n: u8| match gemm.kind {
-            GemmKind::Int8 => i32::from(n).to_ne_bytes(),
-            _ => f32::from(n).to_ne_bytes(),
-        };
-        let (alpha, beta) = (Scale(scale(1)), Scale(scale(gemm.accumulate.into())));
+        let alpha = Scale::new(gemm.kind, if gemm.negated { -1 } else { 1 });
+        let beta = Scale::new(gemm.kind, gemm.accumulate.into());
         // SAFETY: the plan was made for these layouts; that addresses are those of large enough
         // matrices is the promise of whoever made the `Gemm`.
         unsafe { plan.run(self, gemm, &alpha, &beta) }
@@ -118,9 +115,21 @@ impl Library {
     }
 }
 
-/// A number of the library's scale type, F32 or I32.
-#[repr(C, align(4))]
-struct Scale([u8; 4]);
+/// A number of the library's scale type: F32, F64 or I32.
+#[repr(C, align(8))]
+struct Scale([u8; 8]);
+
+impl Scale {
+    fn new(kind: GemmKind, n: i8) -> Self {
+        let mut bytes = [0; 8];
+        match kind {
+            GemmKind::Int8 => bytes[..4].copy_from_slice(&i32::from(n).to_ne_bytes()),
+            GemmKind::F64 => bytes = f64::from(n).to_ne_bytes(),
+            _ => bytes[..4].copy_from_slice(&f32::from(n).to_ne_bytes()),
+        }
+        Scale(bytes)
+    }
+}
 
 /// A descriptor of the library, destroyed with its owner.
 struct Owned<T: Copy>(T, unsafe fn(T) -> Result<(), CublasError>);
@@ -154,15 +163,21 @@ impl Plan {
             result::create_matmul_desc(compute, scale)?,
             result::destroy_matmul_desc,
         );
-        let transposed = 1i32; // CUBLAS_OP_T; the second operand's default is not
-        // SAFETY: the attribute is a 32-bit number (cublasLtMatmulDescAttributes_t).
-        unsafe {
-            result::set_matmul_desc_attribute(
-                description.0,
-                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
-                (&raw const transposed).cast(),
-                size_of::<i32>(),
-            )?;
+        use sys::cublasLtMatmulDescAttributes_t::{
+            CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB,
+        };
+        let attributes = [CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB];
+        for (attribute, transposes) in attributes.into_iter().zip(product.transposes) {
+            let operation = i32::from(transposes); // CUBLAS_OP_N, CUBLAS_OP_T
+            // SAFETY: the attribute is a 32-bit number (cublasLtMatmulDescAttributes_t).
+            unsafe {
+                result::set_matmul_desc_attribute(
+                    description.0,
+                    attribute,
+                    (&raw const operation).cast(),
+                    size_of::<i32>(),
+                )?;
+            }
         }
         let (a, b) = (matrix(input, &product.a)?, matrix(input, &product.b)?);
         let d = matrix(output, &product.d)?;
@@ -231,7 +246,7 @@ fn types(
     sys::cublasComputeType_t,
     sys::cudaDataType,
 ) {
-    use sys::cublasComputeType_t::{CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32I};
+    use sys::cublasComputeType_t::{CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32I, CUBLAS_COMPUTE_64F};
     use sys::cudaDataType_t::*;
     match kind {
         GemmKind::F16 { f32_output: false } => {
@@ -241,6 +256,7 @@ fn types(
             (CUDA_R_16F, CUDA_R_32F, CUBLAS_COMPUTE_32F, CUDA_R_32F)
         }
         GemmKind::F32 => (CUDA_R_32F, CUDA_R_32F, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+        GemmKind::F64 => (CUDA_R_64F, CUDA_R_64F, CUBLAS_COMPUTE_64F, CUDA_R_64F),
         GemmKind::Fp8 => (CUDA_R_8F_E4M3, CUDA_R_32F, CUBLAS_COMPUTE_32F, CUDA_R_32F),
         GemmKind::Int8 => (CUDA_R_8I, CUDA_R_32I, CUBLAS_COMPUTE_32I, CUDA_R_32I),
     }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 
 use super::config::Config;
-use super::synthetic;
+use super::{drawn, synthetic};
 use crate::error::TensorFault;
 use crate::{Error, Result, hub};
 
@@ -42,6 +42,11 @@ pub trait WeightSource: Send + Sync {
         true
     }
 
+    /// Whether its ids stand for text, so that there is quality to measure.
+    fn reads_text(&self) -> bool {
+        self.has_weights()
+    }
+
     /// Whether the tensor exists.
     fn has(&self, name: &str) -> bool;
 
@@ -56,14 +61,17 @@ pub trait WeightSource: Send + Sync {
 }
 
 /// Opens a model: `None` is the embedded one, `synthetic:ID` a shape without weights,
-/// `hub:OWNER/NAME` a repository of the Hugging Face hub, a folder is Hugging Face's layout, a
-/// file must begin with GGUF's magic bytes.
+/// `synthetic-fp16:ID` a shape with weights that are drawn, `hub:OWNER/NAME` a repository of the
+/// Hugging Face hub, a folder is Hugging Face's layout, a file must begin with GGUF's magic bytes.
 pub fn open(model: Option<&Path>) -> Result<Box<dyn WeightSource>> {
     let Some(path) = model else {
         return Ok(Box::new(embedded::open()?));
     };
     if let Some(shape) = synthetic::named(path) {
         return Ok(Box::new(shape?));
+    }
+    if let Some(source) = drawn::named(path) {
+        return Ok(Box::new(source?));
     }
     let path = &hub::model(path)?;
     match Kind::of(path)? {

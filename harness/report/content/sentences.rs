@@ -459,7 +459,7 @@ fn speed_note(tables: &Tables) -> String {
         _ => String::new(),
     };
     let of = match tables.info.model.source_format.as_str() {
-        "synthetic" => "random tokens",
+        "synthetic" | "synthetic-fp16" => "random tokens",
         _ => "tokens of evaluation text",
     };
     format!(

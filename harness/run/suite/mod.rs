@@ -64,7 +64,7 @@ pub const OVERALL: &str = "overall";
 /// What to measure and how; every field ends up in `run.json`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Options {
-    /// Folder, GGUF file or `synthetic:ID`; the embedded model without one.
+    /// Folder, GGUF file, `synthetic:ID` or `synthetic-fp16:ID`; the embedded model without one.
     pub model: Option<PathBuf>,
     pub tokenizer: Option<PathBuf>,
     pub precisions: Vec<String>,
@@ -461,8 +461,9 @@ impl<'a> Suite<'a> {
         let protocols = scoring::protocols(options)?;
         let config = source.config();
         let has_weights = source.has_weights();
-        if !has_weights {
-            refuse_quality(options)?;
+        let reads_text = source.reads_text();
+        if !reads_text {
+            refuse_quality(options, has_weights)?;
             if let Some((method, _)) = methods.iter().find(|(m, _)| m.declared().is_some()) {
                 return Err(Error::usage(
                     format!(
@@ -476,7 +477,7 @@ impl<'a> Suite<'a> {
             methods.retain(|(_, timed)| *timed);
         }
         let window = protocols.iter().map(|p| p.window).max();
-        let window = window.filter(|_| has_weights).unwrap_or(0);
+        let window = window.filter(|_| reads_text).unwrap_or(0);
         let longest = window.max(options.longest_workload());
         if longest > config.max_position_embeddings {
             return Err(Error::usage(
@@ -487,7 +488,7 @@ impl<'a> Suite<'a> {
                 "use a shorter --window, --context, --prompt-tokens or --gen-tokens",
             ));
         }
-        let texts = match has_weights {
+        let texts = match reads_text {
             true => Texts::read(options, config, &protocols)?,
             false => Texts::none(sweep::random_ids(options, config.vocab_size)),
         };
@@ -514,7 +515,7 @@ impl<'a> Suite<'a> {
             Some(id) => Some(quant::parse(id)?.id()),
             None => None,
         };
-        // Without weights it is not added, only taken where it was asked for.
+        // Without quality it is not added, only taken where it was asked for.
         let reference = reference.filter(|id| methods.iter().any(|(m, _)| m.id() == *id));
         let mut info = base_info(options);
         info.reference = reference.clone().unwrap_or_default();
@@ -548,7 +549,10 @@ impl<'a> Suite<'a> {
             has_weights,
             protocols,
             workloads,
-            calibration: windows_of(&calibration),
+            calibration: match reads_text || !has_weights {
+                true => windows_of(&calibration),
+                false => sweep::random_windows(options, config),
+            },
             choices,
             texts,
             scoring,
@@ -905,14 +909,18 @@ fn lost_line(what: &str, ending: &Ending) -> String {
     format!("{what:<28} {}: {}", ending.status.word(), ending.message)
 }
 
-/// Refuses options that ask for what a model without weights does not have.
-fn refuse_quality(options: &Options) -> Result<()> {
+/// Refuses options that ask for what a model without text does not have; one with weights has
+/// random calibration windows, which may be limited.
+fn refuse_quality(options: &Options, has_weights: bool) -> Result<()> {
     for (name, given) in [
         ("--tokenizer", options.tokenizer.is_some()),
         ("--datasets", !options.datasets.is_empty()),
         ("--calibration", !options.calibration.is_empty()),
         ("--limit", options.limit.is_some()),
-        ("--calibration-limit", options.calibration_limit.is_some()),
+        (
+            "--calibration-limit",
+            options.calibration_limit.is_some() && !has_weights,
+        ),
         (
             "--choices",
             options.choices.iter().any(|set| set != choices::NONE),

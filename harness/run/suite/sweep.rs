@@ -6,6 +6,7 @@ use super::Options;
 use super::cell::{Cell, State};
 use crate::Result;
 use crate::measure::speed::Workload;
+use crate::model::config::Config;
 use crate::report::record::Status;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -49,6 +50,22 @@ pub(super) fn random_ids(options: &Options, vocab_size: usize) -> Vec<u32> {
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     (0..batch.saturating_mul(context))
         .map(|_| rng.random_range(0..vocab_size as u32))
+        .collect()
+}
+
+/// Random calibration windows, as many and as long as GPTQ's authors took (arXiv 2210.17323,
+/// section 4: 128 of 2048 tokens), or fewer if asked to.
+pub(super) fn random_windows(options: &Options, config: &Config) -> Vec<Vec<u32>> {
+    let tokens = config.max_position_embeddings.min(2048);
+    // A stream of its own: prompts are other ids.
+    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+    rng.set_stream(1);
+    (0..options.calibration_limit.unwrap_or(128))
+        .map(|_| {
+            (0..tokens)
+                .map(|_| rng.random_range(0..config.vocab_size as u32))
+                .collect()
+        })
         .collect()
 }
 

@@ -125,6 +125,7 @@ impl Suite<'_> {
             },
             kv: cell.kv.clone(),
             output: self.shelf.made(&cell.id),
+            place: self.place.clone(),
         })
     }
 

@@ -1,0 +1,371 @@
+//! Calibration texts on their way through the blocks, and what each group of linears sees of them.
+//!
+//! The decoder runs through [`Kernels`], on the CPU or on a GPU. While a block is calibrated a
+//! recorder stands before them, which sums up every linear's input and delegates, so the model
+//! has no hooks. On a GPU the residual streams of all texts stay on the device, and so do the
+//! sums, until they are complete; of the model one block at a time is there.
+
+use crate::device::{Args, Buffer, Claim, Gpu, Graph};
+use crate::memory::Part;
+use crate::model::config::Config;
+use crate::model::decoder::{Block, Linear, Shared};
+use crate::model::kernels::{Kernels, Placing, Projected};
+use crate::model::kv_cache::{KvCache, KvPrecision, KvShape, LayerCache};
+use crate::model::rope::Rope;
+use crate::packed::random::Untrained;
+use crate::packed::{self, PackedLinear, dense::Dense};
+use crate::quant::LayerStats;
+use crate::quant::solver::{InputSums, Solver, cpu::Cpu, gpu::GpuSolver};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::View;
+use std::sync::{Arc, Mutex};
+
+/// The groups of linears of a block that share an input: q/k/v, o, gate/up, down.
+pub const GROUPS: usize = 4;
+
+/// The calibration texts between two blocks.
+pub struct Flow {
+    config: Config,
+    kernels: Arc<dyn Kernels>,
+    solver: Arc<dyn Solver>,
+    rope: Rope,
+    cache: KvCache,
+    /// One `[tokens, hidden]` F32 residual stream per window.
+    streams: Vec<Held>,
+    /// Room for one of them, where the decoder adds to it in place.
+    scratch: Option<Buffer>,
+}
+
+/// A tensor, and what counts it where an allocator does not.
+struct Held {
+    tensor: Tensor,
+    _claim: Option<Claim>,
+}
+
+/// A block where the kernels work.
+struct Placed {
+    block: Block,
+    _claims: Vec<Claim>,
+}
+
+impl Flow {
+    /// The streams that the embedding, F16 `[vocab, hidden]` on the CPU, begins.
+    pub fn new(
+        config: &Config,
+        kernels: &Arc<dyn Kernels>,
+        embedding: &Tensor,
+        windows: &[Vec<u32>],
+        kv: KvPrecision,
+    ) -> Result<Self> {
+        let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
+        let shape = KvShape {
+            layers: 1,
+            batch: 1,
+            capacity: longest,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+        };
+        let dims = (longest, config.hidden_size);
+        let mut flow = Flow {
+            config: config.clone(),
+            rope: Rope::new(config, longest, kernels.as_ref())?,
+            cache: KvCache::new(shape, kv, kernels.as_ref())?,
+            streams: vec![],
+            scratch: match kernels.gpu() {
+                Some(gpu) => Some(gpu.buffer(dims, DType::F32, Part::Activations)?),
+                None => None,
+            },
+            solver: match kernels.gpu() {
+                Some(gpu) => Arc::new(GpuSolver::new(gpu.clone())),
+                None => Arc::new(Cpu),
+            },
+            kernels: kernels.clone(),
+        };
+        let mut claims = vec![];
+        let table = Dense::from_tensor(flow.place(embedding, &mut claims)?)?;
+        for ids in windows {
+            let ids = kernels.ids(ids, 1)?;
+            let stream = flow.keep(kernels.embed(&table, &ids)?)?;
+            flow.streams.push(stream);
+        }
+        // What reads the table has to end before it goes.
+        kernels.synchronize()?;
+        Ok(flow)
+    }
+
+    /// Statistics of the four groups' inputs, with this block as it stands in the source, in the
+    /// dtype of the activations.
+    pub fn statistics(&mut self, block: Block) -> Result<[LayerStats; GROUPS]> {
+        let inputs = [&block.q, &block.o, &block.gate, &block.down].map(|l| l.weight.shape().1);
+        let placed = self.placed(&block)?;
+        drop(block);
+        let sums = inputs.map(|k| self.solver.sums(k));
+        let recorder = Recorder {
+            kernels: self.kernels.as_ref(),
+            recording: Mutex::new(Recording {
+                sums: sums.into_iter().collect::<Result<_>>()?,
+                next: 0,
+            }),
+        };
+        for stream in &self.streams {
+            self.run(&placed.block, self.lend(stream)?, &recorder)?;
+        }
+        self.kernels.synchronize()?;
+        drop(placed);
+        let mut sums = recorder.finish().into_iter();
+        let mut next = || match sums.next() {
+            Some(sums) => sums.finish(),
+            None => Err(Error::unsupported(
+                "a group recorded nothing",
+                "report this defect",
+            )),
+        };
+        Ok([next()?, next()?, next()?, next()?])
+    }
+
+    /// Replaces every stream by what the (quantized) block makes of it.
+    pub fn advance(&mut self, block: &Block) -> Result<()> {
+        let placed = self.placed(block)?;
+        for i in 0..self.streams.len() {
+            let stream = self.streams[i].tensor.clone();
+            self.streams[i].tensor = self.run(&placed.block, stream, self.kernels.as_ref())?;
+        }
+        self.kernels.synchronize()
+    }
+
+    fn run(&self, block: &Block, stream: Tensor, kernels: &dyn Kernels) -> Result<Tensor> {
+        let shared = Shared {
+            config: &self.config,
+            rope: &self.rope,
+            kernels,
+        };
+        kernels.seek(0)?;
+        block.forward(stream, 1, &shared, &self.cache.layers[0], 0)
+    }
+
+    /// What a step returned, kept beyond the step's next run.
+    fn keep(&self, x: Tensor) -> Result<Held> {
+        let Some(gpu) = self.kernels.gpu() else {
+            return Ok(Held {
+                tensor: x,
+                _claim: None,
+            });
+        };
+        let (tensor, claim) = gpu
+            .buffer(x.dims(), DType::F32, Part::Activations)?
+            .into_parts();
+        copy(gpu, &x, &tensor)?;
+        Ok(Held {
+            tensor,
+            _claim: Some(claim),
+        })
+    }
+
+    /// A stream for a pass that must leave it as it is.
+    fn lend(&self, stream: &Held) -> Result<Tensor> {
+        let (Some(gpu), Some(scratch)) = (self.kernels.gpu(), &self.scratch) else {
+            return Ok(stream.tensor.clone());
+        };
+        let lent = scratch.tensor().narrow(0, 0, stream.tensor.dim(0)?)?;
+        copy(gpu, &stream.tensor, &lent)?;
+        Ok(lent)
+    }
+
+    fn placed(&self, block: &Block) -> Result<Placed> {
+        let mut claims = vec![];
+        let mut linear = |linear: &Linear| {
+            let bias = linear.bias.as_ref();
+            Ok::<_, Error>(Linear {
+                weight: self.place_weight(&linear.weight, &mut claims)?,
+                bias: bias.map(|b| self.place(b, &mut claims)).transpose()?,
+            })
+        };
+        let [q, k, v, o, gate, up, down] = block.linears().map(&mut linear);
+        let block = Block {
+            q: q?,
+            k: k?,
+            v: v?,
+            o: o?,
+            gate: gate?,
+            up: up?,
+            down: down?,
+            attention_norm: self.place(&block.attention_norm, &mut claims)?,
+            mlp_norm: self.place(&block.mlp_norm, &mut claims)?,
+        };
+        Ok(Placed {
+            block,
+            _claims: claims,
+        })
+    }
+
+    fn place_weight(
+        &self,
+        weight: &Arc<dyn PackedLinear>,
+        claims: &mut Vec<Claim>,
+    ) -> Result<Arc<dyn PackedLinear>> {
+        if self.kernels.gpu().is_none() {
+            return Ok(weight.clone());
+        }
+        let stored = weight.stored();
+        let placed = packed::load(&weight.spec(), weight.shape(), &mut |name| {
+            let found = stored.iter().find(|s| s.name == name);
+            let found = found.ok_or_else(|| {
+                Error::unsupported(
+                    format!("a packed weight without `{name}`"),
+                    "report this defect",
+                )
+            })?;
+            self.place(&found.tensor, claims)
+        })?;
+        Ok(placed.into())
+    }
+
+    /// A tensor of the CPU where the kernels work.
+    fn place(&self, tensor: &Tensor, claims: &mut Vec<Claim>) -> Result<Tensor> {
+        let Some(gpu) = self.kernels.gpu() else {
+            return Ok(tensor.clone());
+        };
+        let buffer = gpu.buffer(tensor.dims(), tensor.dtype(), Part::Weights)?;
+        let (placed, claim) = buffer.into_parts();
+        gpu.driver()
+            .write(&View::data(tensor), gpu.address(&placed)?)?;
+        claims.push(claim);
+        Ok(placed)
+    }
+}
+
+/// Copies F32 numbers on a device.
+fn copy(gpu: &Gpu, from: &Tensor, to: &Tensor) -> Result<()> {
+    let n = from.elem_count();
+    let args = Args::new()
+        .with(gpu.address(from)?)
+        .with(gpu.address(to)?)
+        .with(n as i64);
+    gpu.launch("copy_f32", [n.div_ceil(1024), 1, 1], 256, args)
+}
+
+/// Kernels that sum up the inputs of a block's linears on the way.
+struct Recorder<'a> {
+    kernels: &'a dyn Kernels,
+    recording: Mutex<Recording>,
+}
+
+struct Recording {
+    /// In the order in which a block uses its groups.
+    sums: Vec<Box<dyn InputSums>>,
+    /// The group whose input comes next.
+    next: usize,
+}
+
+impl Recorder<'_> {
+    fn sum_up(&self, x: &Tensor) -> Result<()> {
+        let mut recording = self.recording.lock().unwrap_or_else(|e| e.into_inner());
+        let group = recording.next;
+        recording.next = (group + 1) % GROUPS;
+        recording.sums[group].add(x)
+    }
+
+    fn finish(self) -> Vec<Box<dyn InputSums>> {
+        let recording = self.recording.into_inner();
+        recording.unwrap_or_else(|e| e.into_inner()).sums
+    }
+}
+
+impl Kernels for Recorder<'_> {
+    fn linears(&self, linears: &[&Linear], x: &Tensor) -> Result<Vec<Tensor>> {
+        self.sum_up(x)?;
+        self.kernels.linears(linears, x)
+    }
+
+    fn add_linear(&self, x: Tensor, linear: &Linear, h: &Tensor) -> Result<Tensor> {
+        self.sum_up(h)?;
+        self.kernels.add_linear(x, linear, h)
+    }
+
+    // Everything else as it is.
+
+    fn fill(&self, what: &Untrained, seed: u64) -> Result<Tensor> {
+        self.kernels.fill(what, seed)
+    }
+
+    fn device(&self) -> &Device {
+        self.kernels.device()
+    }
+
+    fn gpu(&self) -> Option<&Gpu> {
+        self.kernels.gpu()
+    }
+
+    fn activation_dtype(&self) -> DType {
+        self.kernels.activation_dtype()
+    }
+
+    fn chunk_tokens(&self, batch: usize) -> usize {
+        self.kernels.chunk_tokens(batch)
+    }
+
+    fn logit_rows(&self) -> usize {
+        self.kernels.logit_rows()
+    }
+
+    fn product_name(&self, weight: &dyn PackedLinear, rows: usize) -> String {
+        self.kernels.product_name(weight, rows)
+    }
+
+    fn upload(&self, bytes: &[u8], dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        self.kernels.upload(bytes, dtype, shape)
+    }
+
+    fn place(&self, tensor: Tensor) -> Result<Tensor> {
+        self.kernels.place(tensor)
+    }
+
+    fn kv_cache(&self, shape: KvShape, precision: KvPrecision) -> Result<Vec<LayerCache>> {
+        self.kernels.kv_cache(shape, precision)
+    }
+
+    fn ids(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
+        self.kernels.ids(ids, batch)
+    }
+
+    fn seek(&self, position: usize) -> Result<()> {
+        self.kernels.seek(position)
+    }
+
+    fn advance(&self, tokens: usize) -> Result<()> {
+        self.kernels.advance(tokens)
+    }
+
+    fn embed(&self, table: &Dense, ids: &Tensor) -> Result<Tensor> {
+        self.kernels.embed(table, ids)
+    }
+
+    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
+        self.kernels.rms_norm(x, gain, eps)
+    }
+
+    fn attend(&self, qkv: Projected, cache: &LayerCache, placing: &Placing) -> Result<Tensor> {
+        self.kernels.attend(qkv, cache, placing)
+    }
+
+    fn swiglu(&self, gate: Tensor, up: Tensor) -> Result<Tensor> {
+        self.kernels.swiglu(gate, up)
+    }
+
+    fn logits(&self, head: &dyn PackedLinear, h: &Tensor) -> Result<Tensor> {
+        self.kernels.logits(head, h)
+    }
+
+    fn greedy(&self, logits: &Tensor) -> Result<Tensor> {
+        self.kernels.greedy(logits)
+    }
+
+    fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>> {
+        self.kernels.record(body)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.kernels.synchronize()
+    }
+}
