@@ -694,6 +694,25 @@ fn shares_stand_beside_the_rates_they_explain() {
 }
 
 #[test]
+fn memory_of_a_gpu_is_defined_where_it_was_measured() {
+    let note = |tables: &Tables| {
+        let notes = content::method_notes(tables);
+        let memory = notes.into_iter().find(|(term, _)| *term == "Memory");
+        memory.unwrap().1
+    };
+    let mut tables = tables("run");
+    assert!(!note(&tables).contains("driver_delta_bytes"));
+    tables.results[0].peak_memory_method = "cuda-pool".into();
+    for words in [
+        "memory pool keeps the mark",
+        "driver_delta_bytes",
+        "pool_reserved_bytes",
+    ] {
+        assert!(note(&tables).contains(words), "{words}");
+    }
+}
+
+#[test]
 fn a_gpu_is_described_where_there_was_one() {
     let note = |tables: &Tables, term: &str| {
         let notes = content::method_notes(tables);

@@ -9,7 +9,8 @@ use std::sync::Arc;
 /// What `--device` may say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first GPU where this build can use one, else the CPU.
+    /// The first GPU where this build can use one, else the CPU. A build that can and finds none
+    /// says so: a person who wants the CPU there asks for it.
     #[default]
     Auto,
     Cpu,
@@ -52,14 +53,19 @@ impl DeviceChoice {
     /// The device that `auto` is on this machine; others stay what they are.
     ///
     /// # Errors
-    /// A driver that does not start; a GPU that this build or this machine does not have.
+    /// A driver that does not start; a GPU that this build or this machine does not have, or
+    /// `auto` where this build could use one.
     pub fn resolve(self) -> Result<Self> {
         match (self, gpu_count()) {
             (DeviceChoice::Cpu, _) => Ok(self),
-            (DeviceChoice::Auto, count) => Ok(match count? {
-                0 => DeviceChoice::Cpu,
-                _ => DeviceChoice::Cuda { ordinal: 0 },
-            }),
+            (DeviceChoice::Auto, count) => match count? {
+                0 if cfg!(feature = "cuda") => Err(Error::unsupported(
+                    "this build is for GPUs and the driver shows none",
+                    "use --device cpu, or see what nvidia-smi and CUDA_VISIBLE_DEVICES say",
+                )),
+                0 => Ok(DeviceChoice::Cpu),
+                _ => Ok(DeviceChoice::Cuda { ordinal: 0 }),
+            },
             (DeviceChoice::Cuda { .. }, _) if !cfg!(feature = "cuda") => {
                 self.driver().map(|_| self)
             }
@@ -163,6 +169,15 @@ mod tests {
         assert_eq!(said.lines().count(), 2, "{said}");
     }
 
+    /// No GPU is no reason to measure the CPU under a name that nobody typed.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn auto_is_never_the_cpu_in_a_build_for_gpus() {
+        let resolved = DeviceChoice::Auto.resolve();
+        assert!(!matches!(resolved, Ok(DeviceChoice::Cpu)), "{resolved:?}");
+        assert_eq!(DeviceChoice::Cpu.resolve().unwrap(), DeviceChoice::Cpu);
+    }
+
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn without_the_feature_says_how_to_build_with_it() {
@@ -172,5 +187,6 @@ mod tests {
         // `auto` is then the CPU, which is no error for whoever can run there.
         assert!(message("auto").contains("the CPU"));
         assert!(DeviceChoice::Auto.driver().unwrap().is_none());
+        assert_eq!(DeviceChoice::Auto.resolve().unwrap(), DeviceChoice::Cpu);
     }
 }

@@ -422,17 +422,29 @@ fn memory_note(tables: &Tables) -> String {
                 "allocator: a counting allocator sees every allocation of the measuring process"
                     .to_string()
             }
+            "cuda-pool" => "cuda-pool: the GPU's memory pool keeps the mark, which is reset for \
+                            each phase; memory of recorded graphs is added"
+                .to_string(),
             other => one_line(other),
         })
         .collect::<Vec<_>>()
         .join("; ");
+    let on_gpu = match methods.contains("cuda-pool") {
+        true => {
+            " On a GPU, pool_reserved_bytes is what the pool held from the driver, free pieces \
+             included; driver_delta_bytes how much less was free on the device than before the \
+             process had a context, so with context, modules and libraries; nvml_process_bytes \
+             what the driver counts for the process that was timed."
+        }
+        false => "",
+    };
     format!(
         "Peak memory is the high-water mark of loading, prefill and decode in the speed workload, \
          in a fresh process per precision ({how}). Inside: weights, embeddings, norms, head, KV \
          cache, activations, workspace, tables and token ids. Outside: the program, the \
          tokenizer, the texts, the source of the weights, quantizing, and the perplexity run, \
          whose own peak is in run.json. The resident set is what the operating system reports for \
-         the same process, all of it included."
+         the same process, all of it included.{on_gpu}"
     )
 }
 
