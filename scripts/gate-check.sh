@@ -10,8 +10,12 @@
 # themselves stay in target/gate. The exit code tells whether everything was as it has to be. The
 # machine should do nothing else.
 #
-# Settings, as environment variables: PAIRS [20] pairs and text subsets; REPEATS [8] runs on each
-# side of a pair; OPTIONS [--limit 6 --calibration-limit 2 --reps 5] of these runs; AA_RUN the kept run to resample; AA_COUNT [1000].
+# Settings, as environment variables:
+#   PAIRS     pairs, and text subsets [20]
+#   REPEATS   runs on each side of a pair [8]; `pairs` ends by saying how much a side scatters
+#   OPTIONS   of these runs [--limit 6 --calibration-limit 2 --reps 5]
+#   AA_RUN    the kept run to resample [reports/2026-11-21-epyc-2core-embedded]
+#   AA_COUNT  comparisons [1000]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: scripts/gate-check.sh OUT aa|pairs|planted|all}

@@ -114,7 +114,11 @@ fn window_noise(run: &Tables) -> Vec<f64> {
 
 fn disturb(run: &mut Tables, noise: &[f64], rng: &mut ChaCha8Rng) {
     for w in &mut run.windows {
-        let sign = if rng.next_u32() % 2 == 0 { 1.0 } else { -1.0 };
+        let sign = if rng.next_u32().is_multiple_of(2) {
+            1.0
+        } else {
+            -1.0
+        };
         w.nll_sum_nats += sign * draw(rng, noise) * w.scored_tokens as f64;
     }
     let perplexity = |precision: &str, kv: &str| {
