@@ -350,6 +350,14 @@ fn quantized_weights_are_cached_checked_and_limited() {
         assert_eq!(a.quantize_s, b.quantize_s);
         assert_eq!(a.perplexity, b.perplexity);
     }
+    // The journal does not forget where they came from.
+    let out = dir.path().join("twice");
+    for _ in 0..2 {
+        let mut command = quick(&out, "fp16,gptq-int4");
+        command.args(["--calibration-limit", "4", "--reps", "1", "--cache"]);
+        ok(command.arg(&cache));
+        assert_eq!(from_cache(&Tables::read(&out).unwrap()), [true, true]);
+    }
     // Other calibration is other weights for the method that calibrates.
     let (other, _) = cached(&cache, &["--calibration-limit", "3"]);
     assert_eq!(from_cache(&other), [true, false]);

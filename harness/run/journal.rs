@@ -53,6 +53,9 @@ pub struct Work {
     pub key: String,
     pub started_at: String,
     pub seconds: f64,
+    /// Whether it was not done but taken from the cache.
+    #[serde(default)]
+    pub from_cache: bool,
     /// As [`Event`]s; what another version wrote may not be one of ours.
     events: Vec<serde_json::Value>,
 }
@@ -219,7 +222,24 @@ impl Journal {
             key,
             started_at,
             seconds,
+            from_cache: false,
             events,
+        }))
+    }
+
+    /// Enters the one event (as JSON) that a child would have said, had the cache not known it.
+    pub fn keep_cached(
+        &mut self,
+        key: String,
+        taken_at: String,
+        event: serde_json::Value,
+    ) -> Result<()> {
+        self.append(Record::Work(Work {
+            key,
+            started_at: taken_at,
+            seconds: 0.0,
+            from_cache: true,
+            events: vec![event],
         }))
     }
 

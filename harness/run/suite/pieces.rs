@@ -132,7 +132,7 @@ impl Suite<'_> {
         true
     }
 
-    /// Whether a repetition of a point is still to be timed.
+    /// Whether a repetition of a point, or the warm-up before them, is still to be timed.
     pub(super) fn lacks_turns(
         &self,
         cell: usize,
@@ -140,8 +140,8 @@ impl Suite<'_> {
         reps: &std::ops::Range<usize>,
     ) -> bool {
         let key = &self.cells[cell].points[point].turn_key;
-        reps.clone()
-            .any(|rep| self.journal.turn(key, rep, false).is_none())
+        let has = |rep, warmup| self.journal.turn(key, rep, warmup).is_some();
+        !has(reps.start, true) || reps.clone().any(|rep| !has(rep, false))
     }
 
     /// In one line what was taken over; None if nothing was.

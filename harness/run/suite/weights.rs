@@ -152,6 +152,8 @@ impl Suite<'_> {
         let cell = &mut self.cells[i];
         let key = self.keys.quantize(&job, cell.method.as_ref());
         if let Some(mut teller) = Teller::kept(&self.journal, &key) {
+            let from_cache = self.journal.work(&key).is_some_and(|(w, _)| w.from_cache);
+            self.cells[i].detail.weights_from_cache = from_cache;
             return match self.hear_quantized(i, &mut teller) {
                 Ok(result) => self.enter_quantized(i, teller, result),
                 Err(step) => Ok(step),
@@ -165,8 +167,8 @@ impl Suite<'_> {
                 result.quantize_s
             ));
             cell.detail.weights_from_cache = true;
-            let said = vec![serde_json::json!(Event::Quantized(result.clone()))];
-            self.journal.keep_work(key, super::timestamp(), 0.0, said)?;
+            let event = serde_json::json!(Event::Quantized(result.clone()));
+            self.journal.keep_cached(key, super::timestamp(), event)?;
             cell.record_quantized(result);
             return Ok(Step::Done);
         }
