@@ -33,7 +33,7 @@ const PROVOKED: &[&str] = &[
 ];
 
 /// One of every kind that takes a GPU, a machine under load, a defect, or a divergence that only
-/// large models have.
+/// large models have, and of those that other tests provoke.
 fn fed() -> Vec<Warning> {
     let words = |text: &str| text.to_string();
     vec![
@@ -57,6 +57,20 @@ fn fed() -> Vec<Warning> {
         Warning::TelemetryMissing {
             why: words("NVML is not installed"),
         },
+        Warning::TwoBos {
+            dataset: words("notes"),
+            windows: 3,
+            id: 1,
+            protocol: words("gptq-v1@512"),
+        },
+        Warning::BosDisagrees { declared: true },
+        Warning::UncomparedTokens { tokens: 5 },
+        Warning::NonfiniteItems { items: 2 },
+        Warning::Declared {
+            run_as: words("f16"),
+            bits_per_weight: 3.5,
+        },
+        Warning::NoiseFloor { of: words("fp16") },
         Warning::Unknown,
     ]
 }
@@ -371,7 +385,7 @@ fn no_kind_is_forgotten() {
     kinds.extend(PROVOKED);
     assert_eq!(kinds.len(), fed.len() + PROVOKED.len());
     // As many as the enum has: its own test counts the same.
-    assert_eq!(kinds.len(), 25);
+    assert_eq!(kinds.len(), 31);
     // A phase is a word in words and in files.
     for phase in [Phase::Prefill, Phase::Decode] {
         assert_eq!(serde_json::to_value(phase).unwrap(), phase.word());

@@ -84,6 +84,10 @@ pub enum Warning {
         tokens: u64,
         protocol: String,
     },
+    /// Multiple-choice items with a choice that has no finite likelihood.
+    NonfiniteItems {
+        items: u64,
+    },
     /// Tokens that could not be compared with the reference.
     UncomparedTokens {
         tokens: u64,
@@ -192,6 +196,7 @@ impl Warning {
             Warning::Declared { .. } => "declared",
             Warning::Method { .. } => "method",
             Warning::NonfiniteTokens { .. } => "nonfinite-tokens",
+            Warning::NonfiniteItems { .. } => "nonfinite-items",
             Warning::UncomparedTokens { .. } => "uncompared-tokens",
             Warning::FewScoredTokens { .. } => "few-scored-tokens",
             Warning::HeavyTail { .. } => "heavy-tail",
@@ -275,6 +280,11 @@ impl fmt::Display for Warning {
                 f,
                 "{tokens} of the tokens scored under {protocol} had no finite likelihood, they are \
                  left out"
+            ),
+            Warning::NonfiniteItems { items } => write!(
+                f,
+                "{items} of the multiple-choice items had a choice without finite likelihood, they \
+                 count as wrong"
             ),
             Warning::UncomparedTokens { tokens } => write!(
                 f,
@@ -496,6 +506,10 @@ mod tests {
                 "7 of the tokens scored under mine",
             ),
             (
+                Warning::NonfiniteItems { items: 2 },
+                "2 of the multiple-choice items",
+            ),
+            (
                 Warning::UncomparedTokens { tokens: 5 },
                 "5 of the tokens compared",
             ),
@@ -626,7 +640,7 @@ mod tests {
             assert!(kinds.insert(warning.kind()), "{}", warning.kind());
         }
         // Raised together with the enum: an example is missing above if this fails.
-        assert_eq!(kinds.len(), 25);
+        assert_eq!(kinds.len(), 31);
     }
 
     #[test]

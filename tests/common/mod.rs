@@ -93,6 +93,13 @@ pub fn quantbench() -> Command {
 
 /// A run that takes a second or two: few windows, short prompts, no noise floor.
 pub fn quick_run(out: &Path) -> Command {
+    let mut command = quick_run_with_choices(out);
+    command.args(["--choices", "none"]);
+    command
+}
+
+/// The same with multiple-choice items, which take longer than all the rest.
+pub fn quick_run_with_choices(out: &Path) -> Command {
     let mut command = quantbench();
     command
         .args(["run", "--limit", "6", "--calibration-limit", "4"])

@@ -33,7 +33,6 @@ fn run(home: &Path, out: &Path, endpoint: &str) -> Command {
     let mut command = quick_run(out);
     command
         .args(["--precisions", "fp16"])
-        .args(["--choices", "none"])
         .env("HF_HOME", home)
         .env("HF_ENDPOINT", endpoint)
         .env_remove("HF_HUB_CACHE")

@@ -1,6 +1,6 @@
 //! Multiple-choice items: their format, and their rows through the real binary.
 
-use super::common::{packed, quick_run, root, stderr};
+use super::common::{packed, quick_run_with_choices, root, stderr};
 use quantbench::data::choices::{Question, questions};
 use quantbench::data::{self, Kind};
 use quantbench::measure::choices::{Continuation, Continue, Item, log_likelihoods};
@@ -151,7 +151,10 @@ fn hostile_items_are_named_by_line_and_field() {
 }
 
 fn run(out: &Path, arguments: &[&str]) -> Output {
-    quick_run(out).args(arguments).output().unwrap()
+    quick_run_with_choices(out)
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 fn rows(out: &Path) -> Vec<ChoiceRow> {

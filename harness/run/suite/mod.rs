@@ -861,6 +861,12 @@ impl<'a> Suite<'a> {
             cell.warnings
                 .push(Warning::UncomparedTokens { tokens: uncompared });
         }
+        let unanswered = self.choice_rows(&self.cells[i], None);
+        let items: u64 = unanswered.iter().map(|row| row.nonfinite_items).sum();
+        if items > 0 {
+            let doubt = Warning::NonfiniteItems { items };
+            self.cells[i].warnings.push(doubt);
+        }
         let scored = self.scored_line(i);
         if live {
             stage.finish(&format!("{scored}, {peak}"));
