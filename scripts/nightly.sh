@@ -55,6 +55,8 @@ if [ "$baseline" = last-good ] && [ ! -e "$reports/baselines/last-good" ]; then
 fi
 code=0
 compare --baseline "$baseline" || code=$?
+# Where there is no baseline there is nothing to show.
+[ -e "$reports/baselines/$baseline" ] || exit "$code"
 for format in markdown:compare.md json:compare.json junit:compare.xml; do
     compare --baseline "$baseline" --format "${format%%:*}" --output "$night/${format#*:}" || true
 done

@@ -164,11 +164,18 @@ pub fn normal_quantile(tail: f64) -> f64 {
     t - above / below
 }
 
-/// The same for Student's distribution with `freedom` degrees of freedom, at least 3: the series
-/// in 1 / freedom of Abramowitz and Stegun 26.7.5, within 3 % from 4 degrees on.
+/// The same for Student's distribution with `freedom` degrees of freedom: the series in
+/// 1 / freedom of Abramowitz and Stegun 26.7.5, within 3 % from 4 degrees on. It diverges below 3,
+/// where the closed forms for 1 and 2 stand, which are larger and so on the safe side.
 pub fn student_quantile(tail: f64, freedom: f64) -> f64 {
+    if freedom < 2.0 {
+        return 1.0 / (std::f64::consts::PI * tail).tan();
+    }
+    if freedom < 3.0 {
+        return (1.0 - 2.0 * tail) / (2.0 * tail * (1.0 - tail)).sqrt();
+    }
     let z = normal_quantile(tail);
-    let n = freedom.max(3.0);
+    let n = freedom;
     let z2 = z * z;
     let g1 = z * (z2 + 1.0) / 4.0;
     let g2 = z * (3.0 + z2 * (16.0 + z2 * 5.0)) / 96.0;
@@ -187,6 +194,9 @@ mod tests {
             assert!((normal_quantile(tail) - z).abs() < 5e-4, "{tail}");
         }
         for (tail, freedom, t, within) in [
+            (0.001, 1.0, 318.31, 0.001),
+            (0.01, 2.0, 6.965, 0.001),
+            (0.001, 3.0, 10.215, 0.05),
             (0.025, 4.0, 2.776, 0.005),
             (0.025, 8.0, 2.306, 0.002),
             (0.005, 8.0, 3.355, 0.005),
