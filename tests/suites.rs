@@ -284,12 +284,11 @@ fn weights_quantized_elsewhere_get_a_quality_row() {
             (None, None, None)
         );
     }
-    // The same parts, but for the weights.
+    // The same parts, but for the weights and for tiles that threads need at the same time.
     let saved = fp16.weight_bytes.unwrap() - weight_bytes;
-    assert_eq!(
-        same_row.peak_memory_bytes.unwrap(),
-        fp16.peak_memory_bytes.unwrap() - saved
-    );
+    let expected = fp16.peak_memory_bytes.unwrap() - saved;
+    let peak = same_row.peak_memory_bytes.unwrap();
+    assert!(peak.abs_diff(expected) <= 512 << 10, "{peak} {expected}");
     assert!(tables.samples.iter().all(|s| s.precision == "fp16"));
     // Taken over, and noticed when the weights change behind the same name.
     let again = stderr(&run(&mut quick(&["--batch", "1,2"]), 0));

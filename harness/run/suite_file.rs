@@ -229,21 +229,21 @@ fn range(text: &str) -> Result<Vec<usize>, String> {
     };
     let number = |t: &str| t.trim().parse::<usize>().map_err(|_| expected());
     let (first, rest) = text.split_once("..").ok_or_else(expected)?;
-    let (last, step): (&str, Box<dyn Fn(usize) -> Option<usize>>) =
-        if let Some((last, factor)) = rest.split_once('x') {
-            let factor = number(factor)?;
-            (last, Box::new(move |n| n.checked_mul(factor)))
-        } else {
-            let (last, step) = rest.split_once('+').unwrap_or((rest, "1"));
-            let step = number(step)?;
-            (last, Box::new(move |n| n.checked_add(step)))
-        };
+    let multiplied = rest.split_once('x');
+    let (last, step) = multiplied
+        .or_else(|| rest.split_once('+'))
+        .unwrap_or((rest, "1"));
+    let step = number(step)?;
+    let following = |n: usize| match multiplied {
+        Some(_) => n.checked_mul(step),
+        None => n.checked_add(step),
+    };
     let (first, last) = (number(first)?, number(last)?);
     let mut numbers = vec![];
     let mut next = Some(first);
     while let Some(n) = next.filter(|n| *n <= last) {
         numbers.push(n);
-        next = step(n).filter(|next| *next > n);
+        next = following(n).filter(|next| *next > n);
         if next.is_none() && n < last || numbers.len() > MOST_VALUES {
             return Err(format!(
                 "`{text}` never reaches its end, or takes more than {MOST_VALUES} values"
