@@ -279,8 +279,9 @@ fn run(emulation: &Emulation, launch: &Launch, args: &mut Args) -> Result<()> {
 /// The library's product, each sum one number after the other.
 fn product(g: &Gemm) {
     let f32_of = |code: u8| quantbench::packed::fp8::Kind::E4m3.decode(code);
+    // Copies of the operands are the device's, as in `allocate`.
     // SAFETY: the addresses and sizes are those of live tensors of the test.
-    unsafe {
+    memory::scope(Part::KvCache, || unsafe {
         match g.kind {
             GemmKind::F16 { f32_output: true } => multiply(g, f16::to_f32, |y: f32| y, |x| x),
             GemmKind::F16 { f32_output: false } => {
@@ -291,7 +292,7 @@ fn product(g: &Gemm) {
             GemmKind::Int8 => multiply(g, |x: i8| i32::from(x), |y: i32| y, |x| x),
             GemmKind::Fp8 => multiply(g, f32_of, |y: f32| y, |x| x),
         }
-    }
+    })
 }
 
 /// A product of numbers stored as `T`, summed as `S` and stored as `Y`.
