@@ -82,7 +82,7 @@ pub struct MeasureJob {
     /// Bytes that the measured parts may take.
     pub memory_limit_bytes: Option<usize>,
     /// Absent where nothing is compared token by token.
-    pub divergence: Option<DivergenceJob>,
+    pub divergence: Option<Box<DivergenceJob>>,
 }
 
 /// The file by which distributions are compared.

@@ -1,8 +1,8 @@
 //! The child's side: reads one [`Job`] from standard input, answers with [`Event`]s.
 
 use super::job::{
-    Event, Job, MeasureJob, MemoryResult, Place, QuantizeJob, QuantizeResult, Subject, TimeJob,
-    Turn,
+    DivergenceJob, Event, Job, MeasureJob, MemoryResult, Place, QuantizeJob, QuantizeResult,
+    Subject, TimeJob, Turn,
 };
 use super::quantize::quantize;
 use crate::data::protocol::Protocol;
@@ -221,10 +221,16 @@ fn run_measure(job: MeasureJob) -> Result<()> {
         decoder: &decoder,
     };
     let mut report = |window| send(&Event::Divergence(window));
-    let mut pass = match job.divergence {
+    let mut pass = match job.divergence.map(|job| *job) {
         None => None,
-        Some(d) if d.records => Some(Pass::record(&d.path, d.address)?),
-        Some(d) => Some(Pass::compare(&d.path, d.address, &mut report)?),
+        Some(DivergenceJob {
+            path,
+            address,
+            records,
+        }) => Some(match records {
+            true => Pass::record(&path, address)?,
+            false => Pass::compare(&path, address, &mut report)?,
+        }),
     };
     for (text, (stream, windows)) in texts.iter().enumerate() {
         let observer = pass.as_mut().map(|pass| pass as &mut dyn Observer);

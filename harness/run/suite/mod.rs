@@ -228,7 +228,7 @@ fn methods(options: &Options) -> Result<Vec<(Box<dyn QuantMethod>, bool)>> {
         }
         // With nothing but the reference there is nothing to see it beside.
         if options.kl && options.noise_floor && (methods.len() > 1 || options.kv.len() > 1) {
-            let floor = quant::parse(reference).and_then(|m| Ok(quant::noise_floor(&m.id())))?;
+            let floor = quant::noise_floor(&quant::parse(reference)?.id());
             let floor = floor.filter(|f| methods.iter().all(|(m, _)| m.id() != f.id()));
             methods.extend(floor.map(|method| (method, false)));
         }
@@ -632,7 +632,7 @@ impl<'a> Suite<'a> {
                 .collect(),
             protocol: self.protocol.id(),
             memory_limit_bytes: self.options.memory_limit_bytes,
-            divergence,
+            divergence: divergence.map(Box::new),
         });
         let windows: u64 = self.texts.iter().map(|t| t.info.windows).sum();
         let (what, steps, unit) = match windows {
