@@ -645,10 +645,12 @@ fn shares_stand_beside_the_rates_they_explain() {
     let cells = &results.rows[0].cells;
     assert_eq!(cells[7].text, "13");
     assert_eq!(cells[9].text, "11");
-    // All columns of an ordinary run but one fit the terminal.
+    // All columns of an ordinary run but two fit the terminal.
     let terminal = terminal::summary(&tables("run"));
     let head = terminal.lines().next().unwrap();
-    let mut shown = heads[..11].iter().filter(|h| **h != "MFU%");
+    let mut shown = heads[..11]
+        .iter()
+        .filter(|h| !["MFU%", "quant s"].contains(h));
     assert!(shown.all(|h| head.contains(h)), "{head}");
 
     let notes = content::method_notes(&tables("run"));
@@ -1024,7 +1026,7 @@ fn summaries_show_the_first_workload_and_one_table_all() {
     // One batch and one context: no table, no plots, and none of an earlier rendering.
     summary.write(dir.path()).unwrap();
     let rendered = report::render(dir.path()).unwrap();
-    assert_eq!(rendered.plots.len(), 2 * plots_of_one_workload());
+    assert_eq!(rendered.plots.len(), 2 * (plots_of_one_workload() - 1));
     assert!(!dir.path().join("decode_vs_batch.svg").exists());
     assert!(!text(rendered.html).contains("Every batch and context"));
     assert!(content::sweep(&summary).rows.is_empty());

@@ -67,14 +67,14 @@ struct Token {
 /// The two ends of the file of log-probabilities: the reference's measuring process writes it,
 /// those of all others read it.
 pub enum Pass<'a> {
-    Record(Writer),
-    Compare(Comparer<'a>),
+    Record(Box<Writer>),
+    Compare(Box<Comparer<'a>>),
 }
 
 impl<'a> Pass<'a> {
     /// Writes the reference's log-probabilities to `path`.
     pub fn record(path: &Path, address: Address) -> Result<Self> {
-        Writer::create(path, address).map(Pass::Record)
+        Ok(Pass::Record(Box::new(Writer::create(path, address)?)))
     }
 
     /// Compares with those in `path`; every window's result goes to `sink`.
@@ -83,12 +83,12 @@ impl<'a> Pass<'a> {
         address: Address,
         sink: &'a mut dyn FnMut(WindowDivergence) -> Result<()>,
     ) -> Result<Self> {
-        Ok(Pass::Compare(Comparer {
+        Ok(Pass::Compare(Box::new(Comparer {
             reader: Reader::open(path, address)?,
             instructions: cpu::path()?,
             window: None,
             sink,
-        }))
+        })))
     }
 
     /// To be called after the last row. Fails if there were fewer rows than announced.

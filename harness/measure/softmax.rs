@@ -57,13 +57,13 @@ for_every_path!(extremes = extremes_body(logits: &[f32]) -> Option<(f32, f32)>);
 fn extremes_body<const FMA: bool>(logits: &[f32]) -> Option<(f32, f32)> {
     const WIDE: usize = 16;
     let (mut low, mut high) = ([f32::INFINITY; WIDE], [f32::NEG_INFINITY; WIDE]);
-    // NaN loses every comparison: what is not finite shows in `x - x`, which is then not 0.
+    // NaN loses every comparison: what is not finite shows in `0 x`, which is then not 0.
     let mut zero = [0.0f32; WIDE];
     let (chunks, rest) = logits.as_chunks::<WIDE>();
     let mut visit = |k: usize, x: f32| {
         low[k] = if x < low[k] { x } else { low[k] };
         high[k] = if x > high[k] { x } else { high[k] };
-        zero[k] += x - x;
+        zero[k] += x * 0.0;
     };
     for chunk in chunks {
         for (k, x) in chunk.iter().enumerate() {

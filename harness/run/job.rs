@@ -88,7 +88,7 @@ pub struct MeasureJob {
     /// Multiple-choice items of all sets, scored after the texts.
     pub choices: Vec<Item>,
     /// Absent where nothing is compared token by token.
-    pub divergence: Option<DivergenceJob>,
+    pub divergence: Option<Box<DivergenceJob>>,
 }
 
 /// The file by which distributions are compared.

@@ -2,8 +2,8 @@
 
 use super::altered;
 use super::job::{
-    Event, Job, MeasureJob, MemoryResult, Place, QuantizeJob, QuantizeResult, Subject, TimeJob,
-    Turn,
+    DivergenceJob, Event, Job, MeasureJob, MemoryResult, Place, QuantizeJob, QuantizeResult,
+    Subject, TimeJob, Turn,
 };
 use super::quantize::{Setting, quantize_in};
 use crate::device::{DeviceChoice, Gpu};
@@ -234,10 +234,16 @@ fn run_measure(job: MeasureJob) -> Result<()> {
         decoder: &decoder,
     };
     let mut compared = |window| send(&Event::Divergence(window));
-    let mut pass = match job.divergence {
+    let mut pass = match job.divergence.map(|job| *job) {
         None => None,
-        Some(d) if d.records => Some(Pass::record(&d.path, d.address)?),
-        Some(d) => Some(Pass::compare(&d.path, d.address, &mut compared)?),
+        Some(DivergenceJob {
+            path,
+            address,
+            records,
+        }) => Some(match records {
+            true => Pass::record(&path, address)?,
+            false => Pass::compare(&path, address, &mut compared)?,
+        }),
     };
     let mut observers: Vec<&mut dyn Observer> = vec![];
     observers.extend(pass.as_mut().map(|pass| pass as &mut dyn Observer));

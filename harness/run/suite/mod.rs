@@ -344,7 +344,7 @@ fn methods(options: &Options) -> Result<Vec<(Box<dyn QuantMethod>, bool)>> {
         }
         // With nothing but the reference there is nothing to see it beside.
         if options.kl && options.noise_floor && (methods.len() > 1 || options.kv.len() > 1) {
-            let floor = quant::parse(reference).and_then(|m| Ok(quant::noise_floor(&m.id())))?;
+            let floor = quant::noise_floor(&quant::parse(reference)?.id());
             let floor = floor.filter(|f| methods.iter().all(|(m, _)| m.id() != f.id()));
             methods.extend(floor.map(|method| (method, false)));
         }
@@ -749,7 +749,7 @@ impl<'a> Suite<'a> {
             texts: self.scoring.texts.clone(),
             memory_limit_bytes: self.options.memory_limit_bytes,
             choices: choices::items(&self.choices),
-            divergence: self.divergence_job(i),
+            divergence: self.divergence_job(i).map(Box::new),
         })
     }
 
