@@ -19,7 +19,7 @@ impl Costs {
         let mut command = quantbench();
         command
             .args(["run", "--precisions", PRECISIONS, "--reps", "1"])
-            .arg("--no-noise-floor")
+            .args(["--no-kl", "--choices", "none"])
             .args(["--prompt-tokens", "32", "--gen-tokens", "8", "--out"])
             .arg(out.path())
             .args(limits);

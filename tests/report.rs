@@ -679,9 +679,9 @@ fn shares_stand_beside_the_rates_they_explain() {
             .any(|(_, text)| text.contains("as it does here"))
     );
     let rows = content::results(&cached).rows;
-    assert_eq!(rows[0].cells[8].text, "124");
-    assert_eq!(rows[1].cells[8].text, format::ABSENT);
-    assert_eq!(rows[1].cells[6].text, "5.0");
+    assert_eq!(rows[0].cells[9].text, "124");
+    assert_eq!(rows[1].cells[9].text, format::ABSENT);
+    assert_eq!(rows[1].cells[7].text, "5.0");
 
     // A run that has neither shows no empty columns and explains nothing.
     let without = content::results(&tables("failed"));

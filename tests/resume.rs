@@ -39,6 +39,7 @@ fn quick(out: &Path, precisions: &str) -> Command {
         "--gen-tokens",
         "4",
     ]);
+    command.args(["--no-noise-floor", "--choices", "none"]);
     command.args(["--precisions", precisions, "--out"]).arg(out);
     command
 }
@@ -60,6 +61,7 @@ fn suite_to_kill(out: &Path) -> Command {
     command.args(["run", "--precisions", "fp16,gptq-int4", "--limit", "6"]);
     command.args(["--calibration-limit", "4", "--batch", "2,1", "--reps", "4"]);
     command.args(["--prompt-tokens", "128", "--gen-tokens", "48"]);
+    command.args(["--no-noise-floor", "--choices-limit", "4"]);
     command.arg("--out").arg(out);
     command
 }
@@ -101,6 +103,10 @@ fn lasting(out: &Path) -> Vec<String> {
             prefill_tok_s_sd: None,
             decode_tok_s: None,
             decode_tok_s_sd: None,
+            prefill_tok_s_ci_low: None,
+            prefill_tok_s_ci_high: None,
+            decode_tok_s_ci_low: None,
+            decode_tok_s_ci_high: None,
             ttft_s: None,
             peak_rss_bytes: None,
             // Threads that happen to need their tiles at the same time need more together.
@@ -117,7 +123,7 @@ fn lasting(out: &Path) -> Vec<String> {
         lines.push(format!("{timeless:?}"));
     }
     let id = tables.info.run_id.as_str();
-    for table in ["quality.csv", "pairs.csv", "windows.csv"] {
+    for table in ["quality.csv", "pairs.csv", "windows.csv", "choices.csv"] {
         lines.push(fs::read_to_string(out.join(table)).unwrap().replace(id, ""));
     }
     for mut sample in tables.samples {

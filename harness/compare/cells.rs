@@ -86,6 +86,11 @@ pub enum Data {
         /// Consecutive windows that share text.
         block: usize,
     },
+    /// Divergences of the windows, each times its tokens.
+    Divergences {
+        windows: Vec<PairedWindow>,
+        block: usize,
+    },
     /// Tokens per second of each repetition.
     Repetitions {
         base: Vec<Vec<f64>>,
@@ -166,6 +171,10 @@ impl Matched {
             match metric.evidence {
                 _ if !metric.per_workload && !with_quality => {}
                 Evidence::Windows => self.observe_windows(metric, base, new),
+                Evidence::Divergences => {
+                    let data = |cell: &Cell| Ok(divergences(cell, base, new));
+                    self.observe_value(metric, base, new, data);
+                }
                 Evidence::Repetitions(phase) => {
                     let data = |cell: &Cell| repetitions(cell, phase, base, new);
                     self.observe_value(metric, base, new, data);
@@ -238,16 +247,37 @@ impl Matched {
 
 /// Numerator and weight of a window in the mean NLL of its protocol.
 fn weighted(row: &WindowRow) -> (f64, f64) {
-    (row.nll_sum_nats, row.scored_tokens as f64)
+    match (row.weighted_nll_nats, row.weight) {
+        (Some(nll), Some(weight)) => (nll, weight),
+        // From before protocols had weights: all of them counted tokens.
+        _ => (row.nll_sum_nats, row.scored_tokens as f64),
+    }
 }
 
-/// The windows of a cell in both runs, which must be the same.
 fn windows(
     cell: &Cell,
     protocol: &str,
     base: &Tables,
     new: &Tables,
 ) -> Result<Vec<PairedWindow>, Difference> {
+    let pair = |(a, b): &(WindowRow, WindowRow)| {
+        let ((base, weight), (new, _)) = (weighted(a), weighted(b));
+        PairedWindow {
+            delta_nats: new - base,
+            weight,
+        }
+    };
+    let rows = paired_rows(cell, protocol, base, new)?;
+    Ok(rows.iter().map(pair).collect())
+}
+
+/// The windows of a cell in both runs, which must be the same.
+fn paired_rows(
+    cell: &Cell,
+    protocol: &str,
+    base: &Tables,
+    new: &Tables,
+) -> Result<Vec<(WindowRow, WindowRow)>, Difference> {
     let of = |tables: &'_ Tables| -> Vec<WindowRow> {
         let rows = tables.windows.iter().filter(|w| {
             (&w.precision, &w.kv_cache) == (&cell.precision, &cell.kv_cache)
@@ -268,14 +298,34 @@ fn windows(
         let what = format!("windows of {cell} under {}", one_line(protocol));
         return Err(Difference::new(what, count(&a), count(&b)));
     }
-    let pair = |(a, b): (&WindowRow, &WindowRow)| {
-        let ((base, weight), (new, _)) = (weighted(a), weighted(b));
-        PairedWindow {
-            delta_nats: new - base,
-            weight,
-        }
+    Ok(a.into_iter().zip(b).collect())
+}
+
+/// The windows of a cell that were compared with the reference, if they are the same in both runs.
+fn divergences(cell: &Cell, base: Row, new: Row) -> Data {
+    let protocol = &base.1.protocol;
+    let Ok(pairs) = paired_rows(cell, protocol, &base.0[0], &new.0[0]) else {
+        return Data::Exact;
     };
-    Ok(a.iter().zip(&b).map(pair).collect())
+    let compared = |row: &WindowRow| Some((row.kl_sum_nats?, row.kl_tokens?));
+    let mut windows = vec![];
+    for (a, b) in &pairs {
+        match (compared(a), compared(b)) {
+            (Some((a, tokens)), Some((b, same))) if tokens == same => windows.push(PairedWindow {
+                delta_nats: b - a,
+                weight: tokens as f64,
+            }),
+            (None, None) => {}
+            _ => return Data::Exact,
+        }
+    }
+    match windows.len() {
+        0 => Data::Exact,
+        _ => Data::Divergences {
+            windows,
+            block: block(protocol),
+        },
+    }
 }
 
 /// How many consecutive windows share text: window over stride, which a protocol's id states as

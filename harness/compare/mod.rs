@@ -26,7 +26,7 @@ use crate::report::Tables;
 use cells::{Cell, Data, Failure, Observation, matched};
 use comparable::{Difference, differences};
 use interval::{Estimate, LEAST_REPETITIONS, paired, ratio_of_medians, ratio_of_runs};
-use metric::Better;
+use metric::{Better, Evidence};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -275,6 +275,12 @@ fn outcome(comparison: &Comparison) -> Outcome {
 fn judge(observation: Observation, thresholds: &Thresholds, tail: f64) -> Change {
     let metric = observation.metric;
     let threshold = (metric.limit)(thresholds);
+    let remark = match (metric.evidence, &observation.data) {
+        (Evidence::Divergences, Data::Exact) => {
+            "no per-window values: judged by the threshold alone"
+        }
+        _ => "",
+    };
     let (base, new) = typical(&observation).unwrap_or((observation.base, observation.new));
     let change = |value: f64, interval, verdict, note: &str| Change {
         cell: observation.cell.clone(),
@@ -299,7 +305,7 @@ fn judge(observation: Observation, thresholds: &Thresholds, tail: f64) -> Change
         (true, true) => {}
     }
     if (new - base).abs() <= metric.least {
-        return change(plain, None, Verdict::Unchanged, metric.remark);
+        return change(plain, None, Verdict::Unchanged, remark);
     }
     let noise = thresholds.run_noise.share();
     let estimate = match &observation.data {
@@ -312,6 +318,11 @@ fn judge(observation: Observation, thresholds: &Thresholds, tail: f64) -> Change
             value: e.value.exp_m1(),
             low: e.low.exp_m1(),
             high: e.high.exp_m1(),
+        }),
+        Data::Divergences { windows, block } => paired(windows, *block, tail).map(|e| Estimate {
+            value: plain,
+            low: e.low / observation.base,
+            high: e.high / observation.base,
         }),
         Data::Repetitions { base, new } => speed_ratio(base, new, noise, tail).map(|e| Estimate {
             value: e.value - 1.0,
@@ -336,7 +347,7 @@ fn judge(observation: Observation, thresholds: &Thresholds, tail: f64) -> Change
         e.value,
         interval,
         verdict(metric.better, &e, threshold),
-        metric.remark,
+        remark,
     )
 }
 

@@ -99,6 +99,7 @@ fn test() {
         let run = Command::new(std::env::current_exe().unwrap())
             .args(["run", "--precisions", precisions, "--limit", "12"])
             .args(["--calibration-limit", "4", "--reps", "1"])
+            .args(["--no-noise-floor", "--choices", "none"])
             .args(["--prompt-tokens", "16", "--gen-tokens", "4", "--out"])
             .arg(&out)
             .env(INNER, "1")

@@ -48,6 +48,7 @@ fn main() {
             "--reps",
             "2",
         ])
+        .args(["--no-noise-floor", "--choices", "none"])
         .args(["--prompt-tokens", "16", "--gen-tokens", "4", "--out"])
         .arg(out.path())
         .env("QUANTBENCH_CACHE", "off")
