@@ -456,6 +456,6 @@ fn an_unfinished_run_shows_in_a_dry_run() {
     let shown = ok(bare
         .args(["--dry-run", "--out"])
         .arg(out.path().join("none")));
-    assert!(common::stdout(&shown).contains("5 cells"));
+    assert!(common::stdout(&shown).contains("6 cells"));
     assert!(!out.path().join("none").exists());
 }
