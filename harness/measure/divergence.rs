@@ -9,7 +9,7 @@
 //! * the reference's confidence, its largest probability, by which tokens fall into buckets.
 //!
 //! A position where either side has a logit that is not finite is counted and enters nothing
-//! else. The reference comes from a file ([`log_probs`]), whose resolution bounds from above what
+//! else. The reference comes from a file ([`log_probs`](super::log_probs)), whose resolution bounds from above what
 //! a model compared with itself shows.
 
 use super::log_probs::{Address, Block, Reader, Writer};

@@ -3,7 +3,7 @@
 //!
 //! The same model and text give numbers that differ by a third between conventions, so a
 //! protocol has a versioned id that is part of every row. All of them are values of one struct,
-//! [`Protocol`], read by one engine ([`windows`]); a new one is an entry in [`PROTOCOLS`].
+//! [`Protocol`], read by one engine (`windows.rs`); a new one is an entry in [`PROTOCOLS`].
 
 mod join;
 mod registry;
