@@ -39,7 +39,8 @@ aa() {
 # than within them.
 measure() { # OUT
     # shellcheck disable=SC2086 # options are words
-    "$quantbench" run --quiet --precisions fp16,int8 $options --out "$1" >"$1.log" 2>&1
+    "$quantbench" run --quiet --precisions fp16,int8 --no-noise-floor --choices none $options \
+        --out "$1" >"$1.log" 2>&1
 }
 
 number() { printf %02d "$1"; }
@@ -90,7 +91,7 @@ quality() { # NUMBER TEXTS
     rm -rf "$runs"
     mkdir -p "$runs"
     local scored=(--quiet --datasets "$2" --limit 20 --calibration-limit 12 --reps 1
-        --prompt-tokens 16 --gen-tokens 4)
+        --prompt-tokens 16 --gen-tokens 4 --no-noise-floor --choices none)
     "$quantbench" run "${scored[@]}" --precisions fp16,gptq-int4 --out "$runs/base" >/dev/null 2>&1
     QUANTBENCH_TEST_GATE=1 "$gate" run "${scored[@]}" \
         --precisions fp16,gptq-int3,scales-x2-gptq-int4 --out "$runs/new" >/dev/null 2>&1

@@ -6,7 +6,8 @@
 # On the card: the tests of the GPU path (products against dequantized weights, logits against the
 # CPU at every stored form, recorded steps against plain ones, synthetic weights byte for byte), the
 # kernels under compute-sanitizer (memcheck and racecheck), perplexity of the embedded model and of
-# SmolLM2 against the CPU (1e-3 relative per precision), and synthetic:llama-2-7b: parts of the
+# SmolLM2 against the CPU (1e-3 relative per precision; 1e-2 where each device quantizes by itself:
+# AWQ, GPTQ), and synthetic:llama-2-7b: parts of the
 # memory add up to the pool's high-water mark, and weights and KV cache to what the shapes predict,
 # within 1 % each. `--targets` also holds decoding to its shares of the bandwidth: fp16 0.80, fp8 and
 # int8 0.75, INT4 0.64, which are meant for an H100 or H200 with nothing else on it.
@@ -52,15 +53,21 @@ cargo=(cargo --quiet)
 features=(--release --locked --features cuda)
 printf '== build\n'
 "${cargo[@]}" build "${features[@]}"
-"${cargo[@]}" test "${features[@]}" --test gpu --no-run
-tests=$("${cargo[@]}" test "${features[@]}" --test gpu --no-run --message-format json |
-    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
-[ -x "$tests" ] || { echo "gpu-check.sh: cargo does not say where the tests are" >&2; exit 1; }
+# program NAME: the executable of a test target
+program() {
+    "${cargo[@]}" test "${features[@]}" --test "$1" --no-run --message-format json |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+}
+tests=$(program gpu)
+quantize_tests=$(program gpu_quantize)
+[ -x "$tests" ] && [ -x "$quantize_tests" ] ||
+    { echo "gpu-check.sh: cargo does not say where the tests are" >&2; exit 1; }
 quantbench=${CARGO_TARGET_DIR:-target}/release/quantbench
 
 on_device() { QUANTBENCH_TEST_DEVICE=$device "$@"; }
 
 check "tests on $device" on_device "$tests" --nocapture --test-threads 1
+check "quantizing on $device" on_device "$quantize_tests" --nocapture --test-threads 1
 check "graph and no-graph tokens are equal" on_device "$tests" --exact a_recorded_step_chooses_the_same_tokens
 if [ -z "$sanitizer" ]; then
     record "compute-sanitizer" "left out (--no-sanitizer)"
@@ -98,9 +105,12 @@ for name, row in gpu.items():
         holds = False
         continue
     a, b = float(cpu[name]["perplexity"]), float(row["perplexity"])
-    fine = abs(b / a - 1) <= 1e-3
+    # Calibrated methods quantize on the device that the run is on: near-ties fall either way, and
+    # the weights are not the same. The formats that they share with others are held to 1e-3 there.
+    limit = 1e-2 if name.startswith(("awq", "gptq")) else 1e-3
+    fine = abs(b / a - 1) <= limit
     holds &= fine
-    print(f"{name:12} {a:10.4f} {b:10.4f} {b / a - 1:10.1e}" + ("" if fine else "  above 1e-3"))
+    print(f"{name:12} {a:10.4f} {b:10.4f} {b / a - 1:10.1e}" + ("" if fine else f"  above {limit}"))
 sys.exit(not holds)
 PYTHON
 }

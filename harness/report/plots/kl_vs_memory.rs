@@ -66,7 +66,7 @@ fn caption(tables: &Tables) -> String {
         .and_then(|row| Some((row, row.kl_mean_nats?)));
     let floor = floor.map_or_else(String::new, |(row, kl)| {
         format!(
-            " What rounding alone makes ({}) is {} nats, 10^{}.",
+            " What rounding alone makes ({}) is {} nats, {} on this axis.",
             content::one_line(&row.precision),
             format::nats(kl),
             format::number(kl.log10(), 1)
