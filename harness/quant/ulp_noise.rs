@@ -38,7 +38,7 @@ impl QuantMethod for UlpNoise {
     }
 
     fn method(&self) -> &'static str {
-        "ulp-noise"
+        "ulp"
     }
 
     fn parameters(&self) -> BTreeMap<String, Value> {
