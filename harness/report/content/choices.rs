@@ -3,7 +3,6 @@
 use super::tables::column;
 use super::*;
 use crate::report::format::{self, ABSENT};
-use crate::report::record::ChoiceRow;
 
 /// One line per precision, KV cache and set.
 pub fn choices(tables: &Tables) -> Table {
@@ -27,7 +26,13 @@ pub fn choices(tables: &Tables) -> Table {
         .map(|row| Row {
             failed: false,
             cells: vec![
-                Cell::new(name(tables, row), ""),
+                Cell::new(
+                    cell_label(
+                        tables,
+                        [&row.precision, &row.model, &row.device, &row.kv_cache],
+                    ),
+                    "",
+                ),
                 Cell::new(one_line(&row.dataset), ""),
                 Cell::new(format::count(row.items), ""),
                 share(row.accuracy, row.accuracy_ci_low, row.accuracy_ci_high),
@@ -57,18 +62,4 @@ fn share(value: f64, low: f64, high: f64) -> Cell {
         percent(value),
         format!("[{}, {}]", percent(low), percent(high)),
     )
-}
-
-/// The name of a row, as [`label`] gives it to a result row.
-fn name(tables: &Tables, row: &ChoiceRow) -> String {
-    tables
-        .results
-        .iter()
-        .find(|r| {
-            r.precision == row.precision
-                && r.model == row.model
-                && r.device == row.device
-                && r.kv_cache == row.kv_cache
-        })
-        .map_or_else(|| one_line(&row.precision), |r| label(tables, r))
 }

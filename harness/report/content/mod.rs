@@ -172,14 +172,17 @@ pub const OVERALL: &str = "overall";
 
 /// The name of a quality row, as [`label`] gives it to a result row.
 pub fn quality_label(tables: &Tables, row: &QualityRow) -> String {
-    tables
-        .results
-        .iter()
-        .find(|r| {
-            r.precision == row.precision
-                && r.model == row.model
-                && r.device == row.device
-                && r.kv_cache == row.kv_cache
-        })
-        .map_or_else(|| one_line(&row.precision), |r| label(tables, r))
+    cell_label(
+        tables,
+        [&row.precision, &row.model, &row.device, &row.kv_cache],
+    )
+}
+
+/// The name of a row with this precision, model, device and KV cache, as [`label`] gives it to a
+/// result row.
+fn cell_label(tables: &Tables, of: [&String; 4]) -> String {
+    let mut results = tables.results.iter();
+    results
+        .find(|r| [&r.precision, &r.model, &r.device, &r.kv_cache] == of)
+        .map_or_else(|| one_line(of[0]), |r| label(tables, r))
 }

@@ -2,14 +2,14 @@
 //! them.
 
 use super::cell::Cell;
+use super::texts::{ids_sha256, text_info};
 use super::{Options, Suite};
 use crate::data::choices::{Question, questions};
 use crate::data::{self, Dataset, Kind};
-use crate::hash::sha256;
 use crate::measure::choices::{Accuracy, Continuation, Item, Per, chosen};
 use crate::model::config::Config;
 use crate::model::tokenizer::Tokenizer;
-use crate::report::record::{ChoiceRow, TextInfo};
+use crate::report::record::{ChoiceRow, ProtocolText, TextInfo};
 use crate::{Error, Result};
 
 /// The word that leaves multiple choice out.
@@ -80,25 +80,17 @@ impl ChoiceSet {
                     })
             })
             .collect::<Result<Vec<Item>>>()?;
-        let sequences = || items.iter().flat_map(|item| &item.continuations);
-        let id_bytes: Vec<u8> = sequences()
-            .flat_map(|c| &c.ids)
-            .flat_map(|id| id.to_le_bytes())
-            .collect();
-        let manifest = set.manifest.clone();
+        let ids = || {
+            let sequences = items.iter().flat_map(|item| &item.continuations);
+            sequences.flat_map(|c| &c.ids)
+        };
+        let used = ProtocolText {
+            tokens: ids().count() as u64,
+            ids_sha256: ids_sha256(ids()),
+            ..ProtocolText::default()
+        };
         Ok(ChoiceSet {
-            info: TextInfo {
-                name: manifest.name,
-                kind: manifest.kind.to_string(),
-                title: manifest.title,
-                file: manifest.file,
-                licence: manifest.licence,
-                sha256: manifest.sha256,
-                bytes: set.text.len() as u64,
-                tokens: (id_bytes.len() / 4) as u64,
-                windows: 0,
-                ids_sha256: sha256([id_bytes.as_slice()]),
-            },
+            info: text_info(set, &used),
             items,
         })
     }

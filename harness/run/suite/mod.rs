@@ -877,17 +877,10 @@ impl<'a> Suite<'a> {
 
     /// What was found under each protocol, for progress; a warning of what was not finite.
     fn scored_line(&mut self, i: usize) -> String {
-        let cell = &mut self.cells[i];
-        let mut parts = vec![];
-        let texts = self.texts.len();
-        for (p, (protocol, texts)) in self
-            .protocols
-            .iter()
-            .zip(cell.scores.chunks(texts))
-            .enumerate()
-        {
+        let (mut parts, mut warnings) = (vec![], vec![]);
+        for (p, (protocol, texts)) in self.by_protocol(&self.cells[i]).enumerate() {
             let (id, scores) = (protocol.id(), texts.concat());
-            cell.warnings.extend(match p {
+            warnings.extend(match p {
                 0 => doubts::quality(&scores, &id),
                 _ => doubts::nonfinite(&scores, &id).into_iter().collect(),
             });
@@ -896,6 +889,7 @@ impl<'a> Suite<'a> {
                 None => format!("no finite likelihood ({id})"),
             });
         }
+        self.cells[i].warnings.extend(warnings);
         parts.join(", ")
     }
 

@@ -1,7 +1,7 @@
 //! All rows of a run as they stand.
 
 use super::cell::{Cell, Point, State};
-use super::{OVERALL, Suite, divergence};
+use super::{OVERALL, Suite, divergence, timestamp};
 use crate::data::protocol::Protocol;
 use crate::measure::divergence::{WindowDivergence, perplexity_ratio};
 use crate::measure::doubts;
@@ -16,10 +16,9 @@ use crate::report::warning::{self, Warning};
 impl Suite<'_> {
     /// All rows as they stand.
     pub(super) fn tables(&self, complete: bool) -> Tables {
-        let now = jiff::Timestamp::now();
         let mut tables = Tables {
             info: RunInfo {
-                finished_at: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+                finished_at: timestamp(),
                 duration_s: self.started.elapsed().as_secs_f64() + self.info.reused.seconds,
                 complete,
                 cells: self.cells.iter().map(|c| c.detail.clone()).collect(),
@@ -88,7 +87,7 @@ impl Suite<'_> {
     }
 
     /// The texts' scores in a cell under each protocol.
-    fn by_protocol<'b>(
+    pub(super) fn by_protocol<'b>(
         &'b self,
         cell: &'b Cell,
     ) -> impl Iterator<Item = (&'b Protocol, &'b [Vec<WindowScore>])> {

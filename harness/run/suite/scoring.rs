@@ -2,12 +2,11 @@
 //! what was put where.
 
 use super::Options;
-use super::texts::spread;
+use super::texts::{ids_sha256, spread};
 use crate::data::Dataset;
 use crate::data::protocol::{
     Bos, Length, PROTOCOLS, Protocol, Reading, SpecialTokens, Specials, Window,
 };
-use crate::hash::sha256;
 use crate::measure::quality::{ScoredText, TokenStream};
 use crate::model::config::Config;
 use crate::model::tokenizer::Tokenizer;
@@ -120,7 +119,7 @@ impl Scoring {
                 streams: lengths.len() as u64,
                 tokens: tokens as u64,
                 windows: 0,
-                ids_sha256: ids_sha256(streams()),
+                ids_sha256: ids_sha256(streams().flat_map(|s| &s.ids)),
             });
             for window in &mut cut {
                 window.stream = indices[window.stream];
@@ -241,14 +240,6 @@ fn token_stream(
         bytes: bytes.collect(),
         ids: encoding.ids,
     })
-}
-
-fn ids_sha256<'a>(streams: impl Iterator<Item = &'a TokenStream>) -> String {
-    let bytes: Vec<u8> = streams
-        .flat_map(|s| &s.ids)
-        .flat_map(|i| i.to_le_bytes())
-        .collect();
-    sha256([bytes.as_slice()])
 }
 
 fn no_window(protocol: &Protocol, infos: &[ProtocolText]) -> Error {

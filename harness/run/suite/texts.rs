@@ -42,7 +42,7 @@ impl Texts {
         let mut warnings: Vec<Warning> = of_sets.map(|words| Warning::Text { words }).collect();
         warnings.extend_from_slice(&scoring.warnings);
         let evaluation: Vec<TextInfo> = sets
-            .into_iter()
+            .iter()
             .zip(&scoring.protocols[0].texts)
             .map(|(set, used)| text_info(set, used))
             .collect();
@@ -73,9 +73,14 @@ impl Texts {
     }
 }
 
-fn text_info(set: Dataset, used: &ProtocolText) -> TextInfo {
-    let bytes = set.documents().iter().map(|d| d.len() as u64).sum();
-    let manifest = set.manifest;
+/// SHA-256 of token ids, each as four bytes, lowest first.
+pub(super) fn ids_sha256<'a>(ids: impl Iterator<Item = &'a u32>) -> String {
+    let bytes: Vec<u8> = ids.flat_map(|id| id.to_le_bytes()).collect();
+    sha256([bytes.as_slice()])
+}
+
+pub(super) fn text_info(set: &Dataset, used: &ProtocolText) -> TextInfo {
+    let manifest = set.manifest.clone();
     TextInfo {
         name: manifest.name,
         kind: manifest.kind.to_string(),
@@ -83,7 +88,7 @@ fn text_info(set: Dataset, used: &ProtocolText) -> TextInfo {
         file: manifest.file,
         licence: manifest.licence,
         sha256: manifest.sha256,
-        bytes,
+        bytes: set.text.len() as u64,
         tokens: used.tokens,
         windows: used.windows,
         ids_sha256: used.ids_sha256.clone(),
@@ -98,14 +103,13 @@ fn calibration(options: &Options, tokenizer: &Tokenizer) -> Result<Vec<Calibrati
         for reading in set.readings(Join::Paragraphs) {
             ids.extend(tokenizer.encode(&reading.text)?.ids);
         }
-        let id_bytes: Vec<u8> = ids.iter().flat_map(|i| i.to_le_bytes()).collect();
         let used = ProtocolText {
             tokens: ids.len() as u64,
-            ids_sha256: sha256([id_bytes.as_slice()]),
+            ids_sha256: ids_sha256(ids.iter()),
             ..ProtocolText::default()
         };
         texts.push(Calibration {
-            info: text_info(set, &used),
+            info: text_info(&set, &used),
             ids,
         });
     }
