@@ -518,6 +518,37 @@ fn no_more_memory_is_taken_than_predicted() {
 }
 
 #[test]
+fn random_weights_are_made_on_the_gpu_with_the_bytes_of_the_cpu() {
+    let _alone = alone();
+    let Some(driver) = driver() else { return };
+    let gpu = Gpu::new(driver.clone());
+    let source = tiny(2, true);
+    let method = quant::parse("rtn-int4").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let before = memory::device::live().total_bytes;
+    let made = |kernels: Arc<dyn Kernels>| {
+        driver.take_launches();
+        let path = folder.path().join("model.safetensors");
+        let setting = Setting {
+            kernels,
+            kv: fp16_cache(),
+            spool: None,
+        };
+        let done = quantize_in(&setting, &source, method.as_ref(), &[], &mut |_, _| Ok(()));
+        done.unwrap().model.write(&path).unwrap();
+        let fills = driver.take_launches();
+        let fills = fills.iter().filter(|k| k.starts_with("fill_picks")).count();
+        (fills, std::fs::read(path).unwrap())
+    };
+    let (none, expected) = made(Arc::new(CpuKernels));
+    let (fills, found) = made(on_gpu(&gpu));
+    // Seven linears and two norms a block; embedding, head and their norm.
+    assert_eq!((none, fills), (0, 2 * 9 + 3));
+    assert!(found == expected, "the files differ");
+    assert_eq!(memory::device::live().total_bytes, before);
+}
+
+#[test]
 fn drawn_weights_are_quantized_in_a_file_as_in_memory() {
     let _alone = alone();
     let source = tiny(2, false);

@@ -6,11 +6,11 @@
 //! Linears and embedding are normal with a standard deviation of `1 / sqrt(k_in)`. Gains of norms
 //! are `exp(z / 2)` for normal `z`, so that channels differ in size as those of trained models do
 //! (a sixth of them more than twofold from the middle). Biases are zero. A tensor depends on its
-//! name alone: the same bytes in every run.
+//! name alone: the same bytes in every run, made on the CPU or on a GPU.
 
 use super::config::Config;
 use super::synthetic;
-use super::weights::{WeightSource, layout};
+use super::weights::{Make, WeightSource, layout};
 use crate::error::TensorFault;
 use crate::hash::sha256;
 use crate::packed::random::{self, Content, Untrained};
@@ -70,6 +70,10 @@ impl WeightSource for Drawn {
     }
 
     fn tensor(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
+        self.tensor_by(name, expected, &random::on_cpu)
+    }
+
+    fn tensor_by(&self, name: &str, expected: &[usize], make: &Make) -> Result<Vec<f32>> {
         let tensors = layout(&self.config);
         let shape = tensors.get(name);
         if shape.is_none_or(|shape| shape != expected) {
@@ -90,7 +94,7 @@ impl WeightSource for Drawn {
             deviation: 1.0 / (shape.1.max(1) as f32).sqrt(),
         };
         let drawn = Untrained::new("codes", DType::F16, &[shape.0, shape.1], content);
-        let codes = random::on_cpu(&drawn, seed(name))?;
+        let codes = make(&drawn, seed(name))?;
         let mut values: Vec<f32> = codes.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
         if expected.len() == 1 {
             // Back to a standard deviation of one.

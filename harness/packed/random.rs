@@ -165,6 +165,16 @@ pub fn on_gpu(gpu: &Gpu, what: &Untrained, seed: u64, tensor: &Tensor) -> Result
     }
 }
 
+/// Makes the tensor on the GPU and brings it to the CPU; the device keeps nothing.
+///
+/// # Errors
+/// As [`on_gpu`].
+pub fn through_gpu(gpu: &Gpu, what: &Untrained, seed: u64) -> Result<Tensor> {
+    let buffer = gpu.buffer(&what.dims[..], what.dtype, Part::Other)?;
+    on_gpu(gpu, what, seed, buffer.tensor())?;
+    Ok(buffer.tensor().to_device(&Device::Cpu)?)
+}
+
 fn no_such(what: &Untrained) -> Error {
     Error::unsupported(
         format!("{:?} as {}", what.content, what.dtype.as_str()),

@@ -5,12 +5,14 @@
 //! file as they come, so that of a large model one block at a time is in memory.
 
 use super::calibration::{Flow, GROUPS};
+use crate::device::Gpu;
 use crate::formats::native::{self, PackedModel, module, weight_name};
 use crate::model::config::Config;
 use crate::model::decoder::{Block, Linear};
 use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::KvPrecision;
 use crate::model::weights::{WeightSource, layout};
+use crate::packed::random::{self, Untrained};
 use crate::packed::{PackedLinear, dense::Dense};
 use crate::quant::{
     Brought, Calibration, Group, LayerStats, Matrix, Member, ModelShape, Notes, QuantMethod, Role,
@@ -69,7 +71,11 @@ pub fn quantize_in(
         tensors: &layout(&config),
         config: &config_numbers(&config),
     })?;
-    let source: &dyn WeightSource = &Replaced { source, brought };
+    let source: &dyn WeightSource = &Read {
+        source,
+        brought,
+        gpu: setting.kernels.gpu(),
+    };
     let calibrated = method.calibration() == Calibration::Inputs;
     if calibrated && windows.is_empty() {
         return Err(Error::usage(
@@ -152,13 +158,15 @@ pub fn quantize_in(
     Ok(Quantized { model, notes })
 }
 
-/// A model some of whose tensors a method brings itself.
-struct Replaced<'a> {
+/// A model as it is quantized: some tensors a method may bring itself, and random ones are made
+/// on the GPU, where there is one.
+struct Read<'a> {
     source: &'a dyn WeightSource,
     brought: Option<&'a dyn Brought>,
+    gpu: Option<&'a Gpu>,
 }
 
-impl WeightSource for Replaced<'_> {
+impl WeightSource for Read<'_> {
     fn config(&self) -> &Config {
         self.source.config()
     }
@@ -179,7 +187,13 @@ impl WeightSource for Replaced<'_> {
         let brought = self.brought.map(|b| b.tensor(name)).transpose()?;
         match brought.flatten() {
             Some(values) => Ok(values),
-            None => self.source.tensor(name, expected),
+            None => {
+                let make = |what: &Untrained, seed| match self.gpu {
+                    Some(gpu) => random::through_gpu(gpu, what, seed),
+                    None => random::on_cpu(what, seed),
+                };
+                self.source.tensor_by(name, expected, &make)
+            }
         }
     }
 

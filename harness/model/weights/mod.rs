@@ -14,17 +14,26 @@ use std::io::Read;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
 use half::{bf16, f16};
 
 use super::config::Config;
 use super::{drawn, synthetic};
 use crate::error::TensorFault;
+use crate::packed::random::Untrained;
 use crate::{Error, Result, hub};
 
 pub(crate) use embedded::{
     TOKENIZER as EMBEDDED_TOKENIZER, TOKENIZER_CONFIG as EMBEDDED_TOKENIZER_CONFIG,
 };
 pub(crate) use gguf::Gguf;
+
+/// Makes a tensor of random content from a seed, for the CPU: as [`random::on_cpu`] or, with the
+/// same bytes, [`random::through_gpu`].
+///
+/// [`random::on_cpu`]: crate::packed::random::on_cpu
+/// [`random::through_gpu`]: crate::packed::random::through_gpu
+pub type Make<'a> = dyn Fn(&Untrained, u64) -> Result<Tensor> + 'a;
 
 /// A checkpoint whose tensors are read one at a time, under Hugging Face names
 /// (`model.layers.0.self_attn.q_proj.weight`), in Hugging Face row order.
@@ -52,6 +61,11 @@ pub trait WeightSource: Send + Sync {
 
     /// The tensor as row-major F32; refuses another shape than `expected`.
     fn tensor(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>>;
+
+    /// The same; what is random in it, if anything, is made by `make`.
+    fn tensor_by(&self, name: &str, expected: &[usize], _make: &Make) -> Result<Vec<f32>> {
+        self.tensor(name, expected)
+    }
 
     /// SHA-256 (hex) over the weight files' bytes, in name order.
     fn sha256(&self) -> Result<String>;
