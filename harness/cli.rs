@@ -218,6 +218,10 @@ struct RunArgs {
     /// Timed repetitions at most, with --max-noise [default: 30, or --min-reps if that is more]
     #[arg(long, value_name = "N", requires = "max_noise")]
     max_reps: Option<usize>,
+    /// Take turns with other runs that name this file, repetition by repetition, one at work at a
+    /// time: for two builds or settings that are to meet the same machine. The file is made
+    #[arg(long, value_name = "FILE")]
+    turns: Option<PathBuf>,
     /// Suite file (TOML): models, precisions, batches, ...; what is typed beside it goes before it
     #[arg(long, value_name = "FILE")]
     suite: Option<PathBuf>,
@@ -503,11 +507,17 @@ fn options(args: &RunArgs) -> Result<Options> {
         noise_floor: !args.no_noise_floor,
         max_reps,
         max_noise: args.max_noise,
+        turns: args.turns.as_deref().map(turns_file).transpose()?,
         force: args.force,
         cache: args.cache_choice(),
         narrowed: BTreeMap::new(),
         compare: toml::Table::new(),
     })
+}
+
+/// The same for everyone who names the file, wherever they are started.
+fn turns_file(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io(path, e, "name a file with --turns"))
 }
 
 /// The protocols, with the window of `--window` where they state none.

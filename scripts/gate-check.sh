@@ -2,7 +2,7 @@
 # Evidence that `quantbench compare` raises few false alarms and finds planted regressions.
 #
 #   scripts/gate-check.sh OUT aa       1,000 simulated comparisons of equal runs (half a minute)
-#   scripts/gate-check.sh OUT pairs    20 pairs of the same build, measured alternately
+#   scripts/gate-check.sh OUT pairs    20 pairs of the same build, measured in turns
 #   scripts/gate-check.sh OUT planted  four regressions, 20 times each; needs the runs of `pairs`
 #   scripts/gate-check.sh OUT all      the three, one after the other
 #
@@ -12,8 +12,9 @@
 #
 # Settings, as environment variables:
 #   PAIRS     pairs, and text subsets [20]
-#   REPEATS   runs on each side of a pair [8]; `pairs` ends by saying how much a side scatters
-#   OPTIONS   of these runs [--limit 6 --calibration-limit 2 --reps 5]
+#   REPEATS   runs on each side of a pair [8]; `pairs` ends by saying how much the sides differ
+#   OPTIONS   of these runs [--limit 6 --calibration-limit 2 --prompt-tokens 128 --gen-tokens 32
+#             --reps 30]
 #   AA_RUN    the kept run to resample [reports/2026-11-21-epyc-2core-embedded]
 #   AA_COUNT  comparisons [1000]
 set -euo pipefail
@@ -22,7 +23,7 @@ out=${1:?usage: scripts/gate-check.sh OUT aa|pairs|planted|all}
 step=${2:?usage: scripts/gate-check.sh OUT aa|pairs|planted|all}
 pairs=${PAIRS:-20}
 repeats=${REPEATS:-8}
-options=${OPTIONS:---limit 6 --calibration-limit 2 --reps 5}
+options=${OPTIONS:---limit 6 --calibration-limit 2 --prompt-tokens 128 --gen-tokens 32 --reps 30}
 work=target/gate
 mkdir -p "$out" "$work"
 cargo build --release --locked
@@ -35,12 +36,12 @@ aa() {
     "$gate" aa "${AA_RUN:-reports/2026-11-21-epyc-2core-embedded}" "${AA_COUNT:-1000}" | tee "$out/aa.txt"
 }
 
-# One timed run. Many short runs tell more than a few long ones: speeds scatter between runs more
-# than within them.
-measure() { # OUT
+# One timed run. Short repetitions tell more than long ones: the two sides then share each moment of
+# the machine.
+measure() { # OUT TURNS
     # shellcheck disable=SC2086 # options are words
     "$quantbench" run --quiet --precisions fp16,int8 --no-noise-floor --choices none $options \
-        --out "$1" >"$1.log" 2>&1
+        --turns "$2" --out "$1" >"$1.log" 2>&1
 }
 
 number() { printf %02d "$1"; }
@@ -51,12 +52,14 @@ pairs() {
         local pair=$work/pairs/$(number "$i")
         rm -rf "$pair"
         mkdir -p "$pair/base" "$pair/new"
-        # Alternately, and neither side always first: a drift of the machine hits both alike.
+        # In turns, and neither side always first: what the machine does hits both alike.
         for r in $(seq "$repeats"); do
-            if ((r % 2)); then sides="base new"; else sides="new base"; fi
-            for side in $sides; do
-                measure "$pair/$side/$r"
-            done
+            if ((r % 2)); then sides=(base new); else sides=(new base); fi
+            measure "$pair/${sides[0]}/$r" "$pair/turns-$r" &
+            # By then the first has the turn.
+            sleep 0.2
+            measure "$pair/${sides[1]}/$r" "$pair/turns-$r"
+            wait $!
         done
         "$quantbench" compare --repeated --format json --output "$pair.json" "$pair/base" "$pair/new" || true
         files+=("$pair.json")

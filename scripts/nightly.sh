@@ -10,8 +10,11 @@
 #   REPORTS     folder for nights, baselines and history [reports]
 #   THRESHOLDS  TOML file with a [compare] table [the defaults]
 #   QUANTBENCH  the program [built here]
+#   AGAINST     another build of the program to compare with instead of a baseline: it is measured
+#               anew, in turns with this one, so that speeds are of the same hour on the same machine
 #
-# Writes $REPORTS/nightly/DATE/ (the runs, compare.md, compare.json, compare.xml for JUnit) and
+# Writes $REPORTS/nightly/DATE/ (the runs, compare.md, compare.json, compare.xml for JUnit; with
+# AGAINST its runs in DATE-against/) and
 # $REPORTS/history.csv with trend.md. Exit code: that of `quantbench compare`: 0 fine (also on the
 # first night, which has nothing to be worse than), 1 regression, 2 usage, 3 cells failed, 4 the
 # baseline is missing or does not compare.
@@ -27,15 +30,28 @@ if [ -z "$quantbench" ]; then
     quantbench=target/release/quantbench
 fi
 
+# measured CODE: cells that failed are the comparison's to judge; anything else measured nothing
+measured() {
+    if [ "$1" != 0 ] && [ "$1" != 3 ]; then
+        echo "quantbench run ended with $1" >&2
+        exit "$1"
+    fi
+}
+
 for i in $(seq "$runs"); do
     code=0
-    "$quantbench" run --out "$night/$i" "$@" || code=$?
-    # Cells that failed are the comparison's to judge; anything else measured nothing.
-    if [ "$code" != 0 ] && [ "$code" != 3 ]; then
-        echo "quantbench run ended with $code" >&2
-        exit "$code"
+    if [ -n "${AGAINST:-}" ]; then
+        against=0
+        "$AGAINST" run --turns "$night-turns" --out "$night-against/$i" "$@" &
+        "$quantbench" run --turns "$night-turns" --out "$night/$i" "$@" || code=$?
+        wait $! || against=$?
+        measured "$against"
+    else
+        "$quantbench" run --out "$night/$i" "$@" || code=$?
     fi
+    measured "$code"
 done
+rm -f "$night-turns" "$night-turns.next"
 
 # A history that cannot be written must not hide what the night found.
 "$quantbench" history --history "$reports/history.csv" "$night" ||
@@ -45,6 +61,23 @@ compare() {
     "$quantbench" compare --repeated --baselines "$reports/baselines" \
         ${THRESHOLDS:+--thresholds "$THRESHOLDS"} "$@" "$night"
 }
+
+# written BASE...: the comparison with this base as files, and for the job's summary
+written() {
+    for format in markdown:compare.md json:compare.json junit:compare.xml; do
+        compare --format "${format%%:*}" --output "$night/${format#*:}" "$@" || true
+    done
+    if [ -n "${GITHUB_STEP_SUMMARY:-}" ] && [ -e "$night/compare.md" ]; then
+        cat "$night/compare.md" >>"$GITHUB_STEP_SUMMARY"
+    fi
+}
+
+if [ -n "${AGAINST:-}" ]; then
+    code=0
+    compare "$night-against" || code=$?
+    written "$night-against"
+    exit "$code"
+fi
 if [ "$baseline" = last-good ] && [ ! -e "$reports/baselines/last-good" ]; then
     echo "no good night yet: this one is the first"
     # Against itself nothing is worse; but what has failed is no baseline.
@@ -57,12 +90,7 @@ code=0
 compare --baseline "$baseline" || code=$?
 # Where there is no baseline there is nothing to show.
 [ -e "$reports/baselines/$baseline" ] || exit "$code"
-for format in markdown:compare.md json:compare.json junit:compare.xml; do
-    compare --baseline "$baseline" --format "${format%%:*}" --output "$night/${format#*:}" || true
-done
-if [ -n "${GITHUB_STEP_SUMMARY:-}" ] && [ -e "$night/compare.md" ]; then
-    cat "$night/compare.md" >>"$GITHUB_STEP_SUMMARY"
-fi
+written --baseline "$baseline"
 if [ "$code" = 0 ] && [ "$baseline" = last-good ]; then
     compare --save-baseline last-good
 fi

@@ -678,6 +678,135 @@ fn repeated_runs_show_what_repetitions_hide() {
 }
 
 #[test]
+fn runs_that_took_turns_are_compared_repetition_by_repetition() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    // Eight pairs on a machine that slows by up to 70 %, in some pairs more than in others.
+    let write = |side: &str, factor: f64, edit: &dyn Fn(usize, &mut Tables)| {
+        for pair in 0..8 {
+            let mut run = made_up();
+            run.info.started_at = format!("2026-11-27T10:{pair:02}:00Z");
+            run.info.finished_at = format!("2026-11-27T10:{pair:02}:30Z");
+            run.info
+                .options
+                .insert("turns".into(), format!("/tmp/turns-{pair}").into());
+            for sample in &mut run.samples {
+                let moment = sample.rep as usize * 5 % 7 + pair * 3 % 5;
+                sample.seconds *= 1.0 + 0.07 * moment as f64;
+                if sample.phase == "decode" && sample.precision == "int8" {
+                    sample.seconds *= factor;
+                }
+            }
+            edit(pair, &mut run);
+            // The names say nothing of who took turns with whom.
+            let name = if side == "new" { 7 - pair } else { pair };
+            run.write(&at(side).join(name.to_string())).unwrap();
+        }
+    };
+    let as_it_is: &dyn Fn(usize, &mut Tables) = &|_, _| {};
+    write("base", 1.0, as_it_is);
+    let json = || -> Value {
+        let output = compare(&at("base"), &at("new"), &["--repeated", "--format", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    write("new", 1.12, as_it_is);
+    let found = json();
+    assert_eq!(found["exit_code"], 1, "{found}");
+    let slower = change(&found, "decode_tok_s", "int8")["change"].clone();
+    assert!((slower.as_f64().unwrap() - (1.0 / 1.12 - 1.0)).abs() < 1e-9);
+    assert!(
+        found["runs"][0]["notes"][0]
+            .as_str()
+            .unwrap()
+            .contains("took turns (8 of")
+    );
+    write("new", 1.0, as_it_is);
+    assert_eq!(json()["exit_code"], 0);
+    // Without turns, the same numbers show nothing: of another file, of none, or at other times.
+    let apart: [&dyn Fn(usize, &mut Tables); 3] = [
+        &|_, run| {
+            let own = "/tmp/own".into();
+            run.info.options.insert("turns".into(), own);
+        },
+        &|_, run| {
+            run.info.options.remove("turns");
+        },
+        &|pair, run| {
+            run.info.started_at = format!("2026-11-27T11:{pair:02}:00Z");
+            run.info.finished_at = format!("2026-11-27T11:{pair:02}:30Z");
+        },
+    ];
+    for edit in apart {
+        write("new", 1.12, edit);
+        let found = json();
+        assert_eq!(found["exit_code"], 0, "{found}");
+        let verdict = &change(&found, "decode_tok_s", "int8")["verdict"];
+        assert_eq!(verdict, "insignificant", "{found}");
+        assert_eq!(found["runs"][0]["notes"], serde_json::json!([]));
+    }
+}
+
+#[test]
+fn two_runs_take_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let start = |side: &str| {
+        quantbench()
+            .args([
+                "run",
+                "--precisions",
+                "int8",
+                "--no-reference",
+                "--limit",
+                "2",
+            ])
+            .args([
+                "--calibration-limit",
+                "2",
+                "--choices",
+                "none",
+                "--reps",
+                "8",
+            ])
+            .args(["--prompt-tokens", "16", "--gen-tokens", "8"])
+            .arg("--turns")
+            .arg(at("turns"))
+            .arg("--out")
+            .arg(at(side))
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let runs = [start("base"), start("new")];
+    let mut said = String::new();
+    for run in runs {
+        let output = run.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        said += &stderr(&output);
+    }
+    assert!(said.contains("waiting for the turn"), "{said}");
+    let compared = compare(&at("base"), &at("new"), &["--max-decode-decrease", "90%"]);
+    assert!(
+        stdout(&compared).contains("took turns (1 of each side)"),
+        "{}",
+        stdout(&compared)
+    );
+    // A file that cannot be made is said before anything is measured.
+    let output = quantbench()
+        .args(["run", "--turns", "/nosuch/turns", "--out"])
+        .arg(at("none"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("/nosuch/turns"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
 fn wrong_usage_is_code_2() {
     let pair = Pair::edited(|_| {});
     let (base, new) = (pair.base(), pair.changed());

@@ -91,10 +91,12 @@ pub enum Data {
         windows: Vec<PairedWindow>,
         block: usize,
     },
-    /// Tokens per second of each repetition.
+    /// Tokens per second of each repetition of each run.
     Repetitions {
         base: Vec<Vec<f64>>,
         new: Vec<Vec<f64>>,
+        /// Whether `base[i]` took turns with `new[i]`.
+        in_turns: bool,
     },
     Exact,
 }
@@ -341,13 +343,37 @@ fn block(protocol: &str) -> usize {
     }
 }
 
+/// For every run of `base` the one of `new` that took turns with it: both name the same file and
+/// were at work at the same time. `None` unless all runs of both sides pair up so.
+pub fn in_turns<'a>(base: &[Tables], new: &'a [Tables]) -> Option<Vec<&'a Tables>> {
+    let file = |run: &Tables| -> Option<String> {
+        let file = run.info.options.get("turns")?.as_str()?;
+        Some(file.into())
+    };
+    let pair = |a: &Tables, b: &Tables| {
+        let (a, b, same) = (&a.info, &b.info, file(a).is_some() && file(a) == file(b));
+        // Times of RFC 3339 in UTC are ordered as their text is.
+        same && a.started_at < b.finished_at && b.started_at < a.finished_at
+    };
+    let partner = |a: &Tables| {
+        let mut partners = new.iter().filter(|b| pair(a, b));
+        partners.next().filter(|_| partners.next().is_none())
+    };
+    let partners: Vec<&Tables> = base.iter().map(partner).collect::<Option<_>>()?;
+    let alone = |b: &Tables| base.iter().filter(|a| pair(a, b)).count() == 1;
+    new.iter().all(alone).then_some(partners)
+}
+
 /// Speeds of the repetitions of a phase in every run, warm-up left out.
 fn repetitions(cell: &Cell, phase: &str, base: Row, new: Row) -> Result<Data, Difference> {
-    let of = |(runs, row): Row| -> Vec<Vec<f64>> {
+    let partners = in_turns(base.0, new.0);
+    let in_turns = partners.is_some();
+    let of = |runs: Vec<&Tables>, row| -> Vec<Vec<f64>> {
         let speeds = |run: &Tables| speeds(run, row, phase);
-        runs.iter().map(speeds).collect()
+        runs.into_iter().map(speeds).collect()
     };
-    let (base, new) = (of(base), of(new));
+    let base = of(base.0.iter().collect(), base.1);
+    let new = of(partners.unwrap_or_else(|| new.0.iter().collect()), new.1);
     if base.iter().chain(&new).any(Vec::is_empty) {
         let count = |runs: &[Vec<f64>]| {
             let counts: Vec<String> = runs.iter().map(|r| r.len().to_string()).collect();
@@ -356,7 +382,11 @@ fn repetitions(cell: &Cell, phase: &str, base: Row, new: Row) -> Result<Data, Di
         let what = format!("{phase} repetitions of {cell}");
         return Err(Difference::new(what, count(&base), count(&new)));
     }
-    Ok(Data::Repetitions { base, new })
+    Ok(Data::Repetitions {
+        base,
+        new,
+        in_turns,
+    })
 }
 
 fn speeds(run: &Tables, row: &ResultRow, phase: &str) -> Vec<f64> {

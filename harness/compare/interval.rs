@@ -3,7 +3,8 @@
 //! Quality: both runs read the same windows, so windows are resampled in pairs, in blocks where
 //! they overlap. Speed: repetitions of two runs do not pair up, and those of one run share its
 //! process, its pages and its minute, so that they scatter less than runs do. Where both sides were
-//! run several times, that scatter is measured; else `run_noise` stands for it.
+//! run several times, that scatter is measured; else `run_noise` stands for it. Runs that took
+//! turns are the exception: the k-th repetitions of both met the same moment of the machine.
 
 use crate::measure::stats::{RESAMPLES, median, quantile, standard_deviation};
 use rand::{RngCore, SeedableRng};
@@ -112,6 +113,43 @@ pub fn ratio_of_runs(base: &[f64], new: &[f64], run_noise: f64, tail: f64) -> Op
     let variance = pooled * (1.0 / base.len() as f64 + 1.0 / new.len() as f64);
     let value = (mean(&new) - mean(&base)).exp();
     Some(around(value, variance, freedom, tail))
+}
+
+/// Speed of `new` over that of `base`, from pairs of runs that took turns (`base[i]` with
+/// `new[i]`); `None` for a single pair of fewer than [`LEAST_REPETITIONS`].
+///
+/// A pair gives the median of the ratios of its repetitions, k-th to k-th: what slows both alike
+/// is out. Student's interval of the logarithm from how the pairs scatter, but no less than
+/// `run_noise`; of a single pair from the bootstrap of its median and `run_noise` of both.
+pub fn ratio_in_turns(
+    base: &[Vec<f64>],
+    new: &[Vec<f64>],
+    run_noise: f64,
+    tail: f64,
+) -> Option<Estimate> {
+    let ratios = |(base, new): (&Vec<f64>, &Vec<f64>)| -> Vec<f64> {
+        base.iter().zip(new).map(|(b, n)| n / b).collect()
+    };
+    let pairs: Vec<Vec<f64>> = base.iter().zip(new).map(ratios).collect();
+    let noise = run_noise * run_noise;
+    if let [only] = &pairs[..] {
+        if only.len() < LEAST_REPETITIONS {
+            return None;
+        }
+        let of_median = log_median_variance(only)?;
+        let variance = of_median + 2.0 * noise;
+        let spent = of_median * of_median / (only.len() as f64 - 1.0);
+        let freedom = variance * variance / spent.max(f64::MIN_POSITIVE);
+        return Some(around(median(only)?, variance, freedom, tail));
+    }
+    let logs: Vec<f64> = pairs
+        .iter()
+        .map(|ratios| median(ratios).map(f64::ln))
+        .collect::<Option<_>>()?;
+    let n = logs.len() as f64;
+    let scatter = standard_deviation(&logs)?.powi(2).max(noise);
+    let value = (logs.iter().sum::<f64>() / n).exp();
+    Some(around(value, scatter / n, n - 1.0, tail))
 }
 
 fn around(value: f64, log_variance: f64, freedom: f64, tail: f64) -> Estimate {
@@ -261,6 +299,38 @@ mod tests {
         let busy: Vec<f64> = (0..200).map(|i| 1.0 + 0.3 * f64::from(i % 7)).collect();
         let doubtful = ratio_of_medians(&busy, &busy, 0.0, 0.001).unwrap();
         assert!(doubtful.low < 0.5 && doubtful.high > 2.0, "{doubtful:?}");
+    }
+
+    #[test]
+    fn what_slows_both_sides_of_a_pair_is_no_change() {
+        // Eight pairs; the machine is slower by up to a half in some, and in every third turn.
+        let run = |pair: usize, factor: f64| -> Vec<f64> {
+            let speed = |rep: usize| {
+                let machine =
+                    1.0 + 0.1 * ((pair * 5) % 8) as f64 + 0.4 * f64::from(rep.is_multiple_of(3));
+                let own = 1.0 + 0.003 * ((rep * 7 + pair * 3) % 11) as f64;
+                factor * own / machine
+            };
+            (0..12).map(speed).collect()
+        };
+        let side = |factor: f64, shift: usize| -> Vec<Vec<f64>> {
+            (0..8).map(|pair| run(pair + shift, factor)).collect()
+        };
+        let (base, slower) = (side(1.0, 0), side(0.893, 8));
+        let found = ratio_in_turns(&base, &slower, 0.01, 0.001).unwrap();
+        assert!((found.value - 0.893).abs() < 0.01, "{found:?}");
+        assert!(found.high < 0.93 && found.low > 0.86, "{found:?}");
+        let medians = |side: &[Vec<f64>]| side.iter().map(|r| median(r).unwrap()).collect();
+        let (a, b): (Vec<f64>, Vec<f64>) = (medians(&base), medians(&slower));
+        assert!(ratio_of_runs(&a, &b, 0.01, 0.001).unwrap().high > 1.0);
+
+        let one = |reps| ratio_in_turns(&base[..1], &[slower[0][..reps].to_vec()], 0.01, 0.001);
+        assert_eq!(one(LEAST_REPETITIONS - 1), None);
+        let wide = one(12).unwrap();
+        assert!(wide.high < 1.0 && wide.low < found.low, "{wide:?}");
+        // Pairs that agree by luck are trusted no further than the stated noise.
+        let lucky = ratio_in_turns(&side(1.0, 0)[..2], &side(0.9, 0)[..2], 0.02, 0.01).unwrap();
+        assert!(lucky.high > 1.0, "{lucky:?}");
     }
 
     #[test]

@@ -23,9 +23,11 @@ pub use thresholds::Thresholds;
 
 use crate::measure::stats::median;
 use crate::report::Tables;
-use cells::{Cell, Data, Failure, Observation, matched};
+use cells::{Cell, Data, Failure, Observation, in_turns, matched};
 use comparable::{Difference, differences};
-use interval::{Estimate, LEAST_REPETITIONS, paired, ratio_of_medians, ratio_of_runs};
+use interval::{
+    Estimate, LEAST_REPETITIONS, paired, ratio_in_turns, ratio_of_medians, ratio_of_runs,
+};
 use metric::{Better, Evidence};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -108,7 +110,8 @@ pub struct Change {
     /// Absent where it is not finite.
     pub base: Option<f64>,
     pub new: Option<f64>,
-    /// `new / base - 1`; absent where it is not finite.
+    /// `new / base - 1`; absent where it is not finite. Of runs that took turns, from the ratios of
+    /// their repetitions in pairs.
     pub change: Option<f64>,
     /// Of `change`. All intervals of a comparison hold together.
     pub interval: Option<(f64, f64)>,
@@ -250,6 +253,12 @@ fn observe(
     let cells = matched(base, new);
     run.failed = cells.failed;
     run.notes = cells.notes;
+    if let Some(pairs) = in_turns(base, new) {
+        run.notes.push(format!(
+            "took turns ({} of each side): speeds are compared repetition by repetition",
+            pairs.len()
+        ));
+    }
     run.not_comparable = cells.lacking;
     match run.not_comparable.is_empty() {
         true => Some((run, cells.observations)),
@@ -324,7 +333,15 @@ fn judge(observation: Observation, thresholds: &Thresholds, tail: f64) -> Change
             low: e.low / observation.base,
             high: e.high / observation.base,
         }),
-        Data::Repetitions { base, new } => speed_ratio(base, new, noise, tail).map(|e| Estimate {
+        Data::Repetitions {
+            base,
+            new,
+            in_turns,
+        } => match in_turns {
+            true => ratio_in_turns(base, new, noise, tail),
+            false => speed_ratio(base, new, noise, tail),
+        }
+        .map(|e| Estimate {
             value: e.value - 1.0,
             low: e.low - 1.0,
             high: e.high - 1.0,
@@ -332,7 +349,7 @@ fn judge(observation: Observation, thresholds: &Thresholds, tail: f64) -> Change
     };
     let Some(e) = estimate.filter(|e| !e.value.is_nan()) else {
         let note = match &observation.data {
-            Data::Repetitions { base, new } => format!(
+            Data::Repetitions { base, new, .. } => format!(
                 "{} and {} repetitions; at least {LEAST_REPETITIONS} are needed",
                 base[0].len(),
                 new[0].len()
@@ -366,7 +383,7 @@ fn medians(runs: &[Vec<f64>]) -> Option<Vec<f64>> {
 
 /// The speeds that a comparison of repeated runs is about: geometric means over the runs.
 fn typical(observation: &Observation) -> Option<(f64, f64)> {
-    let Data::Repetitions { base, new } = &observation.data else {
+    let Data::Repetitions { base, new, .. } = &observation.data else {
         return None;
     };
     let mean = |runs: &[Vec<f64>]| -> Option<f64> {

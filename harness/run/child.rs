@@ -148,6 +148,13 @@ impl Child {
         }
     }
 
+    /// Moves the deadline by a time in which the child had nothing to do.
+    pub fn excuse(&mut self, idle: Duration) {
+        if let Some(deadline) = &mut self.deadline {
+            *deadline += idle;
+        }
+    }
+
     /// Closes the child's input and waits until it has ended.
     pub fn finish(mut self) {
         self.stdin = None;

@@ -17,4 +17,5 @@ pub mod progress;
 pub mod quantize;
 pub mod suite;
 pub mod suite_file;
+pub mod turns;
 pub mod worker;

@@ -54,12 +54,12 @@ pub fn pairs(files: &[&str]) -> bool {
         exact_alarms += alarm(false);
         speed_alarms += usize::from(alarm(true) > 0);
     }
-    // Two equal sides differ by noise of both.
     let squares: f64 = logs.iter().map(|l| l * l).sum();
-    let noise = (squares / logs.len().max(1) as f64 / 2.0).sqrt();
+    let noise = (squares / logs.len().max(1) as f64).sqrt();
     println!(
         "# {} pairs: {exact_alarms} alarms in quality and memory, {speed_alarms} pairs with an \
-         alarm in speed, {broken} failed or not comparable; a side's speed scatters by {:.2} %",
+         alarm in speed, {broken} failed or not comparable; speeds of the two sides differ by \
+         {:.2} % (root mean square)",
         files.len(),
         100.0 * noise
     );

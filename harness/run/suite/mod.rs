@@ -35,6 +35,7 @@ use super::job::{DivergenceJob, Event, Job, MeasureJob, Place, Subject};
 use super::journal::{Began, Journal};
 use super::keys::Keys;
 use super::progress::Progress;
+use super::turns::Turn;
 use crate::data::protocol::Protocol;
 use crate::device::DeviceChoice;
 use crate::measure::doubts;
@@ -120,6 +121,8 @@ pub struct Options {
     /// Repetitions go on until the 95 % interval of every median is this narrow: half its width
     /// over the median.
     pub max_noise: Option<f64>,
+    /// The file by which this run takes turns with others ([`Turn`]).
+    pub turns: Option<PathBuf>,
     /// Forget what the folder's journal holds.
     #[serde(skip)]
     pub force: bool,
@@ -157,12 +160,12 @@ impl Options {
         self.narrowed.get(id).cloned().unwrap_or_default()
     }
 
-    /// What determines the results of a run: the options without where they go and how long they
-    /// may take.
+    /// What determines the results of a run: the options without where they go, how long they may
+    /// take and who else is at work.
     fn asked(&self) -> serde_json::Value {
         let mut asked = serde_json::json!(self);
         if let Some(asked) = asked.as_object_mut() {
-            for name in ["out", "command", "timeout_s", "compare"] {
+            for name in ["out", "command", "timeout_s", "turns", "compare"] {
                 asked.remove(name);
             }
         }
@@ -186,6 +189,8 @@ impl Finished {
 /// Everything that a run needs, prepared before the first child starts.
 struct Suite<'a> {
     options: &'a Options,
+    /// Held all along, and handed over before every repetition.
+    turn: Option<Turn>,
     keys: Keys,
     /// Before the journal: its folder goes while that is still locked.
     shelf: Shelf,
@@ -226,6 +231,8 @@ struct Suite<'a> {
 pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> Result<Finished> {
     check(options)?;
     let methods = methods(options)?;
+    let join = |path: &PathBuf| Turn::join(path, progress);
+    let turn = options.turns.as_ref().map(join).transpose()?;
     let journal = prepare_folder(options, progress)?;
     let mut suite = match sources::open(options.model.as_deref()) {
         Ok(source) => Suite::prepare(
@@ -242,6 +249,7 @@ pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> R
         }
         Err(error) => return Err(error),
     };
+    suite.turn = turn;
     suite.shelf = Shelf::open(&options.out, options.cache.as_ref(), progress)?;
     // From here on the folder describes this run, whatever becomes of it.
     suite.write(false)?;
@@ -541,6 +549,7 @@ impl<'a> Suite<'a> {
 
         let mut suite = Suite {
             options,
+            turn: None,
             keys,
             journal,
             shelf: Shelf::default(),

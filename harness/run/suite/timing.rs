@@ -227,6 +227,13 @@ impl Suite<'_> {
                 if kept && !(warmup && lacks(self, &turn)) {
                     continue;
                 }
+                if children[*p].is_none() {
+                    continue;
+                }
+                if let Some(turn) = &self.turn {
+                    let idle = turn.hand_over()?;
+                    children.iter_mut().flatten().for_each(|c| c.excuse(idle));
+                }
                 let Some(child) = &mut children[*p] else {
                     continue;
                 };

@@ -1,0 +1,131 @@
+//! Turns with other runs on this machine, for `--turns FILE`.
+//!
+//! Two builds that are measured one after the other meet two machines: a neighbour, a clock or a
+//! page cache has changed in between, by more than the builds differ. Runs that name the same file
+//! share it repetition by repetition instead: one works while the others wait, so that what slows
+//! one slows the others too.
+//!
+//! Two locks make a queue: who waits for the turn holds the place next to it, and who has just had
+//! the turn must ask for that place. So nobody has two turns while another waits.
+
+use super::progress::Progress;
+use crate::{Error, Result};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The turn, held. It passes on when this is dropped, or the process ends however it may.
+pub struct Turn {
+    path: PathBuf,
+    turn: File,
+    next: File,
+}
+
+impl Turn {
+    /// Waits for the turn. Makes `path` and `path.next`, which hold nothing and stay.
+    ///
+    /// # Errors
+    /// Files that cannot be made or locked.
+    pub fn join(path: &Path, progress: Progress) -> Result<Self> {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".next");
+        let open = |path: &Path| {
+            let opened = File::options().append(true).create(true).open(path);
+            opened.map_err(|e| failed(path, e))
+        };
+        let turn = Turn {
+            path: path.into(),
+            turn: open(path)?,
+            next: open(Path::new(&beside))?,
+        };
+        if turn.next.try_lock().is_err() || turn.turn.try_lock().is_err() {
+            progress.note(&format!("waiting for the turn ({})", path.display()));
+        }
+        turn.wait()?;
+        Ok(turn)
+    }
+
+    /// Lets those who wait have a turn each; gives how long that took.
+    ///
+    /// # Errors
+    /// A file system that no longer locks.
+    pub fn hand_over(&self) -> Result<Duration> {
+        let since = Instant::now();
+        self.turn.unlock().map_err(|e| failed(&self.path, e))?;
+        self.wait()?;
+        Ok(since.elapsed())
+    }
+
+    fn wait(&self) -> Result<()> {
+        let failed = |e| failed(&self.path, e);
+        self.next.lock().map_err(failed)?;
+        self.turn.lock().map_err(failed)?;
+        self.next.unlock().map_err(failed)
+    }
+}
+
+fn failed(path: &Path, error: std::io::Error) -> Error {
+    let next = "name a file with --turns that can be written, on a file system with locks";
+    Error::io(path, error, next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn nobody_has_two_turns_while_another_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("turns");
+        let log = Mutex::new(vec![]);
+        let first = Turn::join(&path, Progress::Quiet).unwrap();
+        std::thread::scope(|scope| {
+            for who in ["b", "c"] {
+                let (path, log) = (&path, &log);
+                scope.spawn(move || {
+                    let turn = Turn::join(path, Progress::Quiet).unwrap();
+                    for _ in 0..20 {
+                        work(who, log);
+                        turn.hand_over().unwrap();
+                    }
+                });
+            }
+            // Both are waiting by then; nobody depends on it but the test.
+            std::thread::sleep(Duration::from_millis(200));
+            for _ in 0..20 {
+                work("a", &log);
+                first.hand_over().unwrap();
+            }
+            drop(first);
+        });
+        let log = log.into_inner().unwrap();
+        assert_eq!(log.len(), 2 * 60);
+        let turns: Vec<&str> = log.chunks(2).map(|c| c[0]).collect();
+        assert!(
+            log.chunks(2).all(|c| c[0] == c[1]),
+            "two at a time: {log:?}"
+        );
+        // None can be through with its twenty before the fortieth, so that others wait.
+        for two in turns[..40].windows(2) {
+            assert!(two[0] != two[1], "{turns:?}");
+        }
+    }
+
+    /// Notes the begin and the end of a piece of work.
+    fn work(who: &'static str, log: &Mutex<Vec<&'static str>>) {
+        log.lock().unwrap().push(who);
+        std::thread::sleep(Duration::from_millis(1));
+        log.lock().unwrap().push(who);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_made_is_named() {
+        let error = Turn::join(Path::new("/nosuch/turns"), Progress::Quiet);
+        let message = error.err().unwrap().to_string();
+        assert!(
+            message.contains("/nosuch/turns") && message.contains("--turns"),
+            "{message}"
+        );
+    }
+}
