@@ -73,6 +73,10 @@ pub struct Manifest {
     /// Hex, of the file. A file of a hub may go without; the run then records what it found.
     #[serde(default)]
     pub sha256: String,
+    /// Hex, of the documents one after another: for a text whose file may be another every time
+    /// that it is converted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub text_sha256: String,
     #[serde(default)]
     pub join: Join,
     #[serde(default)]

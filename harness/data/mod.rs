@@ -251,6 +251,7 @@ fn local_file(path: &Path, field: Option<&str>, kind: Kind) -> Result<Dataset> {
         licence: "not stated".into(),
         source: "a file of the user's".into(),
         sha256: String::new(),
+        text_sha256: String::new(),
         join: Join::Whole,
         format,
         field: field.map_or_else(text_field, str::to_string),
@@ -318,6 +319,20 @@ fn dataset(
             ),
             "Restore the file; if the change is meant, write the new hash into the manifest.",
         ));
+    }
+    if !manifest.text_sha256.is_empty() {
+        let found = sha256([text.as_bytes()]);
+        if !manifest.text_sha256.eq_ignore_ascii_case(&found) {
+            return Err(Error::file(
+                file,
+                format!(
+                    "the sha256 of its documents is {found}, but {} says {}",
+                    manifest_path.display(),
+                    manifest.text_sha256
+                ),
+                "It holds another text; take the file that the manifest names as its source.",
+            ));
+        }
     }
     if text.trim().is_empty() {
         return Err(Error::file(

@@ -238,6 +238,17 @@ fn a_manifest_says_format_field_and_how_many() {
     refused(dir.path(), &["expected at least 11 documents, found 10"]);
     write(&format!("sha256 = '{}'\n", "0".repeat(64)));
     refused(dir.path(), &[&hash, "sha256"]);
+    // The documents themselves, whatever holds them: here those of the first three lines.
+    let three = sha256([set.text.as_bytes()]);
+    let pinned = |text_hash: &str| {
+        write(&format!(
+            "sha256 = '{hash}'\ntext_sha256 = '{text_hash}'\ntake_documents = 3\n"
+        ))
+    };
+    pinned(&three);
+    assert_eq!(evaluation(dir.path()).unwrap().text, set.text);
+    pinned(&hash);
+    refused(dir.path(), &[&three, &hash, "documents"]);
     write("take_documents = 3\n");
     refused(dir.path(), &["manifest.toml", "`sha256` is missing"]);
     write(&format!("sha256 = '{hash}'\ntake_documents = 0\n"));

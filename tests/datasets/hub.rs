@@ -58,6 +58,21 @@ fn refused(command: &mut Command, words: &[&str]) {
     }
 }
 
+/// The manifest of a public set in a folder of its own, without its hash.
+fn unpinned(dir: &Path, set: &str) -> String {
+    let manifest = root()
+        .join("datasets/public")
+        .join(set)
+        .join("manifest.toml");
+    let text = fs::read_to_string(manifest).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with("sha256"));
+    let copy = dir.join(set);
+    fs::create_dir_all(&copy).unwrap();
+    let lines: Vec<&str> = lines.collect();
+    fs::write(copy.join("manifest.toml"), lines.join("\n")).unwrap();
+    copy.display().to_string()
+}
+
 #[test]
 fn public_sets_are_read_from_the_cache() {
     let dir = tempfile::tempdir().unwrap();
@@ -89,7 +104,18 @@ fn public_sets_are_read_from_the_cache() {
         gzip.finish().unwrap();
     };
     write_c4(1105);
-    let output = finished(run(&home, &out, NOWHERE).args(["--datasets", "wikitext-2-raw,c4-new"]));
+    // The public sets are pinned, so that nothing made up passes for them.
+    for (set, words) in [
+        ("wikitext-2-raw", ["test-00000", "5f1bea067869"]),
+        ("c4-new", ["c4-validation", "1f25b6af12da"]),
+    ] {
+        let mut command = run(&home, &out, NOWHERE);
+        refused(command.args(["--datasets", set]), &words);
+    }
+    let wiki_set = unpinned(dir.path(), "wikitext-2-raw");
+    let c4_set = unpinned(dir.path(), "c4-new");
+    let both = format!("{wiki_set},{c4_set}");
+    let output = finished(run(&home, &out, NOWHERE).args(["--datasets", &both]));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let texts = Tables::read(&out).unwrap().info.texts;
     // Joined as GPTQ's code joins each: blank lines between rows, and spaces between 1100 texts.
@@ -110,13 +136,13 @@ fn public_sets_are_read_from_the_cache() {
 
     write_c4(7);
     refused(
-        run(&home, &out, NOWHERE).args(["--datasets", "c4-new"]),
+        run(&home, &out, NOWHERE).args(["--datasets", &c4_set]),
         &["c4-validation", "expected at least 1100 documents, found 7"],
     );
     let tokenized: Vec<(&[u8], Option<&str>)> = vec![(b" = Robert <unk> = \n", None)];
     write_parquet(&wiki, Codec::SNAPPY, true, &tokenized);
     refused(
-        run(&home, &out, NOWHERE).args(["--datasets", "wikitext-2-raw"]),
+        run(&home, &out, NOWHERE).args(["--datasets", &wiki_set]),
         &["wikitext-2-raw", "tokenized variant"],
     );
 }
