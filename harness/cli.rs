@@ -218,6 +218,13 @@ struct RunArgs {
     /// Timed repetitions at most, with --max-noise [default: 30, or --min-reps if that is more]
     #[arg(long, value_name = "N", requires = "max_noise")]
     max_reps: Option<usize>,
+    /// Spread the repetitions over this many processes of each precision, one after another: what a
+    /// process happens to get (pages, addresses) then shows in the scatter
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    processes: usize,
+    /// Do not measure the machine's bandwidth and arithmetic; mbu and mfu stay empty
+    #[arg(long)]
+    no_roofline: bool,
     /// Take turns with other runs that name this file, repetition by repetition, one at work at a
     /// time: for two builds or settings that are to meet the same machine. The file is made
     #[arg(long, value_name = "FILE")]
@@ -507,6 +514,8 @@ fn options(args: &RunArgs) -> Result<Options> {
         noise_floor: !args.no_noise_floor,
         max_reps,
         max_noise: args.max_noise,
+        processes: args.processes,
+        roofline: !args.no_roofline,
         turns: args.turns.as_deref().map(turns_file).transpose()?,
         force: args.force,
         cache: args.cache_choice(),

@@ -12,9 +12,9 @@
 #
 # Settings, as environment variables:
 #   PAIRS     pairs, and text subsets [20]
-#   REPEATS   runs on each side of a pair [8]; `pairs` ends by saying how much the sides differ
+#   REPEATS   runs on each side of a pair [3]; `pairs` ends by saying how much the sides differ
 #   OPTIONS   of these runs [--limit 6 --calibration-limit 2 --prompt-tokens 128 --gen-tokens 32
-#             --reps 30]
+#             --reps 40 --processes 10 --no-roofline]
 #   AA_RUN    the kept run to resample [reports/2026-11-21-epyc-2core-embedded]
 #   AA_COUNT  comparisons [1000]
 set -euo pipefail
@@ -22,8 +22,9 @@ cd "$(dirname "$0")/.."
 out=${1:?usage: scripts/gate-check.sh OUT aa|pairs|planted|all}
 step=${2:?usage: scripts/gate-check.sh OUT aa|pairs|planted|all}
 pairs=${PAIRS:-20}
-repeats=${REPEATS:-8}
-options=${OPTIONS:---limit 6 --calibration-limit 2 --prompt-tokens 128 --gen-tokens 32 --reps 30}
+repeats=${REPEATS:-3}
+workload="--prompt-tokens 128 --gen-tokens 32 --reps 40 --processes 10 --no-roofline"
+options=${OPTIONS:---limit 6 --calibration-limit 2 $workload}
 work=target/gate
 mkdir -p "$out" "$work"
 cargo build --release --locked

@@ -91,7 +91,8 @@ pub enum Data {
         windows: Vec<PairedWindow>,
         block: usize,
     },
-    /// Tokens per second of each repetition of each run.
+    /// Tokens per second of each repetition of each run; of each process of each run where these
+    /// took turns.
     Repetitions {
         base: Vec<Vec<f64>>,
         new: Vec<Vec<f64>>,
@@ -366,15 +367,26 @@ pub fn in_turns<'a>(base: &[Tables], new: &'a [Tables]) -> Option<Vec<&'a Tables
 
 /// Speeds of the repetitions of a phase in every run, warm-up left out.
 fn repetitions(cell: &Cell, phase: &str, base: Row, new: Row) -> Result<Data, Difference> {
-    let partners = in_turns(base.0, new.0);
-    let in_turns = partners.is_some();
-    let of = |runs: Vec<&Tables>, row| -> Vec<Vec<f64>> {
-        let speeds = |run: &Tables| speeds(run, row, phase);
-        runs.into_iter().map(speeds).collect()
+    let by_process = |run: &Tables, row: &ResultRow| processes(run, row, phase);
+    let (base, new, in_turns) = match in_turns(base.0, new.0) {
+        Some(partners) => {
+            let pairs = base.0.iter().zip(partners).flat_map(|(a, b)| {
+                let new = by_process(b, new.1);
+                by_process(a, base.1).into_iter().zip(new)
+            });
+            let (base, new) = pairs.unzip();
+            (base, new, true)
+        }
+        None => {
+            let of = |(runs, row): Row| -> Vec<Vec<f64>> {
+                runs.iter()
+                    .map(|run| by_process(run, row).concat())
+                    .collect()
+            };
+            (of(base), of(new), false)
+        }
     };
-    let base = of(base.0.iter().collect(), base.1);
-    let new = of(partners.unwrap_or_else(|| new.0.iter().collect()), new.1);
-    if base.iter().chain(&new).any(Vec::is_empty) {
+    if base.is_empty() || base.iter().chain(&new).any(Vec::is_empty) {
         let count = |runs: &[Vec<f64>]| {
             let counts: Vec<String> = runs.iter().map(|r| r.len().to_string()).collect();
             format!("{} in samples.csv", counts.join(", "))
@@ -389,19 +401,28 @@ fn repetitions(cell: &Cell, phase: &str, base: Row, new: Row) -> Result<Data, Di
     })
 }
 
-fn speeds(run: &Tables, row: &ResultRow, phase: &str) -> Vec<f64> {
+/// Speeds of a run's repetitions by process, each of which begins with a warm-up.
+fn processes(run: &Tables, row: &ResultRow, phase: &str) -> Vec<Vec<f64>> {
     let (batch, prompt) = (row.batch.unwrap_or(0), row.prompt_tokens.unwrap_or(0));
     let samples = run.samples.iter().filter(|s| {
         (&s.precision, &s.kv_cache) == (&row.precision, &row.kv_cache)
-            && (s.phase.as_str(), s.batch, s.warmup) == (phase, batch, false)
+            && (s.phase.as_str(), s.batch) == (phase, batch)
             // Prefill starts at depth 0 whatever its length.
             && (s.context == prompt
                 || (s.context == 0 && Some(s.tokens) == prompt.checked_mul(batch)))
     });
-    samples
-        .map(|s| s.tokens as f64 / s.seconds)
-        .filter(|speed| speed.is_finite() && *speed > 0.0)
-        .collect()
+    let mut processes = vec![vec![]];
+    for sample in samples {
+        let speed = sample.tokens as f64 / sample.seconds;
+        if sample.warmup {
+            processes.push(vec![]);
+        } else if speed.is_finite() && speed > 0.0 {
+            let last = processes.last_mut();
+            last.into_iter().for_each(|process| process.push(speed));
+        }
+    }
+    processes.retain(|speeds| !speeds.is_empty());
+    processes
 }
 
 #[cfg(test)]

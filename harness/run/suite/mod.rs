@@ -121,6 +121,10 @@ pub struct Options {
     /// Repetitions go on until the 95 % interval of every median is this narrow: half its width
     /// over the median.
     pub max_noise: Option<f64>,
+    /// Processes of each precision over which the repetitions are spread.
+    pub processes: usize,
+    /// Whether the machine's rates are measured, of which `mbu` and `mfu` are shares.
+    pub roofline: bool,
     /// The file by which this run takes turns with others ([`Turn`]).
     pub turns: Option<PathBuf>,
     /// Forget what the folder's journal holds.
@@ -281,6 +285,7 @@ fn check(options: &Options) -> Result<()> {
     let least = |list: &[usize]| list.iter().copied().min().unwrap_or(1);
     for (name, value) in [
         ("--reps", options.reps.min(options.max_reps)),
+        ("--processes", options.processes),
         ("--prompt-tokens", options.prompt_tokens),
         ("--batch", least(&options.batch)),
         ("--context", least(&options.context)),

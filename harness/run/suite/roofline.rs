@@ -17,6 +17,9 @@ impl Suite<'_> {
     /// Without it `mbu` and `mfu` stay empty and a warning says why. `false` if the user asked to
     /// stop.
     pub(super) fn measure_roofline(&mut self) -> Result<bool> {
+        if !self.options.roofline {
+            return Ok(true);
+        }
         let caches = host::last_level_caches_bytes();
         let job = Job::Roofline {
             place: self.place.clone(),

@@ -70,7 +70,7 @@ impl Suite<'_> {
             done: 0,
         };
         let going = if together {
-            self.time_group(&precisions, 0..most, &mut rng, &mut progress)?
+            self.time_side_by_side(&precisions, &mut rng, &mut progress)?
         } else {
             self.time_passes(&precisions, &mut rng, &mut progress)?
         };
@@ -97,9 +97,32 @@ impl Suite<'_> {
         Ok(going)
     }
 
+    /// Times precisions that fit together: in one process each, or in several after one another,
+    /// so that what a process happens to get (pages, addresses) shows in the scatter.
+    fn time_side_by_side(
+        &mut self,
+        precisions: &[Vec<Turn>],
+        rng: &mut ChaCha8Rng,
+        progress: &mut Progress,
+    ) -> Result<bool> {
+        let (least, most) = (self.options.reps, self.options.max_reps);
+        let mut done = 0;
+        while done < most && !self.steady(done) {
+            let reps = match self.options.processes {
+                1 => 0..most,
+                processes => pass(done, least, most, processes),
+            };
+            done = reps.end;
+            if !self.time_group(precisions, reps, rng, progress)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Times precisions that do not fit together: one at a time, forth and back, so that a drift
-    /// of the machine hits all of them alike. Two passes make the least repetitions; where that is
-    /// not enough, further ones follow.
+    /// of the machine hits all of them alike. Two passes, or as many as processes were asked for,
+    /// make the least repetitions; where that is not enough, further ones follow.
     fn time_passes(
         &mut self,
         precisions: &[Vec<Turn>],
@@ -110,7 +133,7 @@ impl Suite<'_> {
         let mut forth = true;
         let mut done = 0;
         while done < most && !self.steady(done) {
-            let reps = pass(done, least, most);
+            let reps = pass(done, least, most, self.options.processes.max(2));
             let mut order: Vec<&Vec<Turn>> = precisions.iter().collect();
             if !forth {
                 order.reverse();
@@ -348,11 +371,11 @@ impl Suite<'_> {
     }
 }
 
-/// The repetitions of the pass after `done` of them: half of the least, so that two passes make
-/// those, and no more than the most.
-fn pass(done: usize, least: usize, most: usize) -> Range<usize> {
+/// The repetitions of the pass after `done` of them: such a part of the least that so many passes
+/// make those, and no more than the most.
+fn pass(done: usize, least: usize, most: usize, passes: usize) -> Range<usize> {
     let limit = if done < least { least } else { most };
-    done..(done + least.div_ceil(2)).min(limit)
+    done..(done + least.div_ceil(passes)).min(limit)
 }
 
 /// The user asked to stop.
@@ -375,21 +398,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passes_make_the_least_in_two_and_never_more_than_the_most() {
-        let passes = |least, most| {
+    fn passes_make_the_least_in_as_many_and_never_more_than_the_most() {
+        let passes_of = |least, most, count| {
             let mut ranges = vec![];
             let mut done = 0;
             while done < most {
-                let range = pass(done, least, most);
+                let range = pass(done, least, most, count);
                 assert!(range.start == done && !range.is_empty());
                 done = range.end;
                 ranges.push(range);
             }
             ranges
         };
+        let passes = |least, most| passes_of(least, most, 2);
         assert_eq!(passes(5, 5), [0..3, 3..5]);
         assert_eq!(passes(2, 2), [0..1, 1..2]);
         assert_eq!(passes(4, 4), [0..2, 2..4]);
         assert_eq!(passes(5, 10), [0..3, 3..5, 5..8, 8..10]);
+        assert_eq!(passes_of(6, 6, 3), [0..2, 2..4, 4..6]);
+        assert_eq!(passes_of(2, 2, 3), [0..1, 1..2]);
     }
 }
