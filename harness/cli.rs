@@ -386,14 +386,14 @@ fn run(args: &RunArgs, typed: &ArgMatches) -> Result<i32> {
             options: options(args)?,
         }],
     };
-    if args.dry_run {
-        return dry_run(&parts);
-    }
     let suite = args.suite.as_deref();
     let gate = match compare::Gate::prepare(&args.baseline, &args.thresholds, suite)? {
         Ok(gate) => gate,
         Err(code) => return Ok(code),
     };
+    if args.dry_run {
+        return dry_run(&parts);
+    }
     let progress = Progress::detect(args.quiet);
     let interrupted = stop_on_signal();
     if let [only] = &parts[..] {

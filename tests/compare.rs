@@ -769,6 +769,7 @@ fn two_runs_take_turns() {
                 "8",
             ])
             .args(["--prompt-tokens", "16", "--gen-tokens", "8"])
+            .args(["--processes", "2", "--no-roofline"])
             .arg("--turns")
             .arg(at("turns"))
             .arg("--out")
@@ -786,6 +787,12 @@ fn two_runs_take_turns() {
         said += &stderr(&output);
     }
     assert!(said.contains("waiting for the turn"), "{said}");
+    let run = Tables::read(&at("new")).unwrap();
+    let decode = run.samples.iter().filter(|s| s.phase == "decode");
+    let warmups: Vec<bool> = decode.map(|s| s.warmup).collect();
+    let of_one = [true, false, false, false, false];
+    assert_eq!(warmups, [of_one, of_one].concat(), "two processes");
+    assert!(run.info.roofline.is_none() && run.results[0].mbu.is_none());
     let compared = compare(&at("base"), &at("new"), &["--max-decode-decrease", "90%"]);
     assert!(
         stdout(&compared).contains("took turns (1 of each side)"),

@@ -185,6 +185,12 @@ fn mistakes_in_a_suite_are_named_before_anything_runs() {
         assert!(refused.trim_end().lines().count() >= 2, "{refused}");
         assert!(!out.join("results.csv").exists());
     }
+    // A dry run is to show what a run would meet, its thresholds included.
+    fs::write(&file, "[compare]\nmax_speed = \"1%\"").unwrap();
+    for more in [&[][..], &["--dry-run"]] {
+        let refused = stderr(&run(&mut suite(&file, &out, more), 2));
+        assert!(refused.contains("max_speed"), "{refused}");
+    }
     let missing = run(&mut suite(Path::new("/nosuch.toml"), &out, &[]), 2);
     assert!(stderr(&missing).contains("/nosuch.toml"));
 }

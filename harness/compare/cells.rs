@@ -238,7 +238,7 @@ impl Matched {
                     new: *other,
                     data: Data::Windows {
                         windows,
-                        block: block(&protocol),
+                        block: block(&base.0[0], &protocol),
                     },
                     protocol: Some(protocol),
                 }),
@@ -326,22 +326,17 @@ fn divergences(cell: &Cell, base: Row, new: Row) -> Data {
         0 => Data::Exact,
         _ => Data::Divergences {
             windows,
-            block: block(protocol),
+            block: block(&base.0[0], protocol),
         },
     }
 }
 
-/// How many consecutive windows share text: window over stride, which a protocol's id states as
-/// `@WINDOW:STRIDE`; 1 without a stride.
-fn block(protocol: &str) -> usize {
-    let numbers = protocol
-        .rsplit_once('@')
-        .and_then(|(_, n)| n.split_once(':'));
-    let parsed = numbers.and_then(|(w, s)| Some((w.parse::<usize>().ok()?, s.parse().ok()?)));
-    match parsed {
-        Some((window, stride)) if stride > 0 => window.div_ceil(stride).max(1),
-        _ => 1,
-    }
+/// How many consecutive windows share text, as the run says; those from before runs said it had
+/// none that do.
+fn block(run: &Tables, protocol: &str) -> usize {
+    let mut protocols = run.info.protocols.iter();
+    let described = protocols.find(|p| p.id == protocol);
+    described.map_or(1, |p| p.block_windows.max(1) as usize)
 }
 
 /// For every run of `base` the one of `new` that took turns with it: both name the same file and
@@ -428,19 +423,57 @@ fn processes(run: &Tables, row: &ResultRow, phase: &str) -> Vec<Vec<f64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::record::{ProtocolInfo, SampleRow};
 
     #[test]
-    fn a_stride_makes_blocks() {
+    fn a_run_says_how_many_of_its_windows_share_text() {
+        let mut run = Tables::default();
+        for (id, block_windows) in [("gptq-v1@512", 1), ("hf-strided-v1@512:200", 3), ("x", 0)] {
+            run.info.protocols.push(ProtocolInfo {
+                id: id.into(),
+                block_windows,
+                ..ProtocolInfo::default()
+            });
+        }
         for (id, windows) in [
             ("gptq-v1@512", 1),
-            ("strided@512:256", 2),
-            ("strided@512:200", 3),
-            ("strided@512:512", 1),
-            ("strided@512:0", 1),
-            ("strided@x:y", 1),
-            ("", 1),
+            ("hf-strided-v1@512:200", 3),
+            ("x", 1),
+            ("hf-strided-v1@512:100", 1),
         ] {
-            assert_eq!(block(id), windows, "{id}");
+            assert_eq!(block(&run, id), windows, "{id}");
         }
+    }
+
+    #[test]
+    fn a_warm_up_begins_a_process() {
+        let mut run = Tables::default();
+        for (warmup, seconds) in [
+            (true, 9.0),
+            (false, 1.0),
+            (false, 2.0),
+            (true, 9.0),
+            (true, 9.0),
+            (false, 4.0),
+            (false, f64::INFINITY),
+        ] {
+            run.samples.push(SampleRow {
+                phase: "decode".into(),
+                batch: 1,
+                context: 64,
+                tokens: 4,
+                warmup,
+                seconds,
+                ..SampleRow::default()
+            });
+        }
+        let row = ResultRow {
+            batch: Some(1),
+            prompt_tokens: Some(64),
+            ..ResultRow::default()
+        };
+        let found = processes(&run, &row, "decode");
+        assert_eq!(found, [vec![4.0, 2.0], vec![1.0]]);
+        assert!(processes(&run, &row, "prefill").is_empty());
     }
 }
