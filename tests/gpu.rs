@@ -13,8 +13,8 @@ use common::{packed_file, packed_on};
 use driver::{Spy, driver};
 use half::{bf16, f16};
 use half_activations::HalfActivations;
-use quantbench::Error;
 use quantbench::device::{Driver, Gpu};
+use quantbench::error::{Error, Shortage};
 use quantbench::formats::native::{self, Loaded};
 use quantbench::measure::meter::Meter;
 use quantbench::measure::nvml;
@@ -343,11 +343,11 @@ fn what_does_not_fit_says_how_much_is_missing() {
         .map(|_| ())
         .unwrap_err();
     gpu.set_limit(usize::MAX);
-    let Error::OutOfMemory {
+    let Error::OutOfMemory(Shortage::Buffer {
         requested_bytes,
         free_bytes,
         missing_bytes,
-    } = error
+    }) = error
     else {
         panic!("{error}")
     };

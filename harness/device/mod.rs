@@ -14,6 +14,7 @@ pub mod roofline;
 
 pub use choice::{DeviceChoice, open};
 
+use crate::error::Shortage;
 use crate::memory::{self, Part};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -365,11 +366,11 @@ impl Gpu {
         let limit = self.limit_bytes.load(Relaxed);
         let live = memory::device::live().total_bytes;
         if live.saturating_add(bytes) > limit {
-            return Err(Error::OutOfMemory {
+            return Err(Error::OutOfMemory(Shortage::Buffer {
                 requested_bytes: bytes as u64,
                 free_bytes: limit.saturating_sub(live) as u64,
                 missing_bytes: (live.saturating_add(bytes) - limit) as u64,
-            });
+            }));
         }
         let tensor = self.driver.allocate(&shape, dtype, zeroed)?;
         Ok(Buffer {

@@ -67,16 +67,19 @@ pub fn main() -> i32 {
     match result {
         Ok(()) => 0,
         Err(error) => {
-            let status = match error {
-                Error::Unsupported { .. } => Status::Unsupported,
-                Error::OutOfMemory { .. } => Status::Oom,
-                _ => Status::Error,
-            };
-            let message = error.to_string();
+            let (status, message) = (status(&error), error.to_string());
             // If the parent is gone there is nobody left to tell.
             let _ = send(&Event::Failed { status, message });
             3
         }
+    }
+}
+
+fn status(error: &Error) -> Status {
+    match error {
+        Error::Unsupported { .. } => Status::Unsupported,
+        Error::OutOfMemory(_) => Status::Oom,
+        _ => Status::Error,
     }
 }
 
@@ -402,4 +405,17 @@ fn fresh_generator<'a>(decoder: &'a Decoder, turn: &Turn) -> Result<Generator<'a
     };
     run_once(&mut generator, &first_steps, &mut |_| Ok(()))?;
     Ok(generator)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_memory_is_a_status_of_its_own() {
+        let of = |error: Error| status(&error);
+        assert_eq!(of(Error::out_of_memory("loading a kernel")), Status::Oom);
+        assert_eq!(of(Error::unsupported("this", "that")), Status::Unsupported);
+        assert_eq!(of(Error::device("this", "that")), Status::Error);
+    }
 }

@@ -2,6 +2,7 @@
 //! and its workspace with each call, so nothing is allocated behind our back.
 
 use super::driver::{CudaStream, sys::CUdeviceptr};
+use super::fault::{Status, told};
 use crate::device::gemm::{ColumnMajor, Layout};
 use crate::device::{Gemm, GemmKind};
 use crate::{Error, Result};
@@ -309,9 +310,10 @@ fn no_algorithm(gemm: &Gemm, error: CublasError) -> Error {
     )
 }
 
-fn fault(doing: &str, error: impl std::fmt::Display) -> Error {
-    Error::device(
+fn fault(doing: &str, error: impl Status + std::fmt::Display) -> Error {
+    told(
         format!("{doing}: {error}"),
+        &error,
         "see that the CUDA libraries found at run time are those of the build",
     )
 }

@@ -17,12 +17,13 @@ mod upload;
 
 use super::requirements::version_of;
 use super::{Args, DeviceInfo, Driver, Gemm, Graph, Launch, PoolUsage};
+use crate::error::Shortage;
 use crate::{Error, Result};
 use candle_core::cuda_backend::CudaStorageSlice as Slice;
 use candle_core::cuda_backend::cudarc::driver;
 use candle_core::{CudaDevice, DType, Device, Shape, Storage, Tensor};
 use driver::{CudaContext, CudaStream, DevicePtr, DriverError, result, sys};
-use fault::{fault, is_out_of_memory};
+use fault::{Status, fault, told};
 use kernels::Kernels;
 use library::Library;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -78,8 +79,9 @@ impl CudaDriver {
         kernels::code_for(&id, info.compute_capability, driver)?;
         // candle opens its libraries here too: a device without memory left fails now.
         let cuda = CudaDevice::new_with_stream(ordinal).map_err(|e| {
-            Error::device(
+            told(
                 format!("{id}: opening it: {e}"),
+                &e,
                 "see that no other process fills it or has it for itself (nvidia-smi)",
             )
         })?;
@@ -271,16 +273,16 @@ impl Driver for CudaDriver {
 
 /// Why `bytes` could not be had.
 fn no_memory(context: &CudaContext, error: candle_core::Error, bytes: usize) -> Error {
-    if !is_out_of_memory(&error) {
+    if !error.is_out_of_memory() {
         return error.into();
     }
     let requested_bytes = bytes as u64;
     let free_bytes = pool::free_bytes(context).unwrap_or(0);
-    Error::OutOfMemory {
+    Error::OutOfMemory(Shortage::Buffer {
         requested_bytes,
         free_bytes,
         missing_bytes: requested_bytes.saturating_sub(free_bytes),
-    }
+    })
 }
 
 /// The CUDA version that the driver knows, and what the device is.
