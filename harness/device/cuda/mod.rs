@@ -213,10 +213,21 @@ impl Driver for CudaDriver {
 
     fn allocate(&self, shape: &Shape, dtype: DType, zeroed: bool) -> Result<Tensor> {
         self.not_recording("an allocation")?;
-        let tensor = match zeroed {
+        let make = || match zeroed {
             true => Tensor::zeros(shape, dtype, &self.device),
             // SAFETY: the caller writes before it reads.
             false => unsafe { Tensor::empty(shape, dtype, &self.device) },
+        };
+        let tensor = match make() {
+            // The pool may hold what is free in pieces that do not serve: the device gets them
+            // back, once what was started no longer uses them.
+            Err(e) if e.is_out_of_memory() => {
+                self.synchronize()?;
+                let given = pool::give_back(self.stream.context());
+                given.map_err(|e| self.fault("giving back free memory", e))?;
+                make()
+            }
+            made => made,
         };
         let bytes = shape.elem_count() * dtype.size_in_bytes();
         tensor.map_err(|e| no_memory(self.stream.context(), e, bytes))
