@@ -146,6 +146,17 @@ impl CudaDriver {
     }
 }
 
+impl Drop for CudaDriver {
+    /// After a kernel's fault every call fails, and candle's device panics where closing one of
+    /// its libraries does: that would hide what the fault said. So a device that no longer answers
+    /// is left to the end of the process.
+    fn drop(&mut self) {
+        if self.stream.synchronize().is_err() {
+            std::mem::forget(self.device.clone());
+        }
+    }
+}
+
 impl Driver for CudaDriver {
     fn device(&self) -> &Device {
         &self.device
