@@ -248,7 +248,8 @@ pub struct PoolUsage {
     pub used_peak_bytes: u64,
     /// High-water mark of what the pool held, free pieces included.
     pub reserved_peak_bytes: u64,
-    /// High-water mark of the memory of graphs.
+    /// High-water mark of what nodes of graphs allocated: none, as recording refuses such nodes.
+    /// The driver's own memory for a graph is not in it.
     pub graph_peak_bytes: u64,
     /// Workspace handed to the vendor's library, taken from the pool.
     pub library_workspace_bytes: u64,

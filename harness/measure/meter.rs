@@ -31,13 +31,14 @@ pub struct DeviceMemory {
     pub total_bytes: u64,
     /// Its last cache.
     pub l2_bytes: u64,
-    /// High-water mark of recorded graphs' own memory, a part.
+    /// High-water mark of what nodes of recorded graphs allocated, a part: none, as recording
+    /// refuses such nodes. What the driver takes for a graph shows in `driver_delta_bytes` alone.
     pub graph_pool_bytes: u64,
     /// Workspace of the vendor's library, counted as workspace.
     pub library_workspace_bytes: u64,
     /// What was free on the device before this process touched it, less what is free now, both as
-    /// NVML sees the whole device: the pool as it was reserved, the graphs' memory, and what no
-    /// part counts: the context, loaded modules, the vendor's library beside its workspace. The
+    /// NVML sees the whole device: the pool as it was reserved, and what no part counts: the
+    /// context, loaded modules, recorded graphs, the vendor's library beside its workspace. The
     /// pool gives nothing back, so it is at its highest. Other processes that came or went
     /// meanwhile are in it. Absent where NVML does not tell.
     #[serde(default)]

@@ -1,7 +1,10 @@
 //! The device's stream-ordered memory pool, and the memory of graphs beside it.
 //!
 //! CUDA driver API, "Stream Ordered Memory Allocator": `CUmemPool_attribute`; "Graph Management":
-//! `CUgraphMem_attribute`. A high-water mark falls back to what is in use when zero is written.
+//! `CUgraphMem_attribute`. The latter counts what nodes of graphs allocate, and ours may have no
+//! such node: it shows that they have none. What the driver itself takes for a recorded graph is in
+//! neither, only in what the device has less of. A high-water mark falls back to what is in use when
+//! zero is written.
 
 use super::driver::{CudaContext, DriverError, result, sys};
 use crate::device::PoolUsage;
