@@ -184,21 +184,17 @@ impl Decoder {
                 .collect();
             // The chunk before is not needed any more: its memory is this one's.
             drop(last.take());
-            last = Some((self.hidden(&self.kernels.ids(&chunk, batch)?, cache)?, n));
+            last = Some(self.hidden(&self.kernels.ids(&chunk, batch)?, cache)?);
         }
-        let (hidden, n) = last.ok_or_else(|| {
+        let hidden = last.ok_or_else(|| {
             Error::usage(
                 "an empty prompt",
                 "give at least one token (--prompt-tokens)",
             )
         })?;
-        let hidden = memory::scope(Part::Activations, || {
-            hidden
-                .narrow(1, n - 1, 1)?
-                .contiguous()?
-                .reshape((batch, self.config.hidden_size))
-        })?;
-        self.logits(&hidden)
+        self.logits(&memory::scope(Part::Activations, || {
+            self.kernels.last_rows(&hidden)
+        })?)
     }
 
     /// One step: `ids` `[batch, 1]` → logits `[batch, vocab]`.

@@ -67,6 +67,8 @@ enum Slot {
     Attended,
     /// Results of the slices of a context.
     Partial,
+    /// Last rows of the sequences of a prompt.
+    Last,
     Logits,
 }
 
@@ -461,6 +463,18 @@ impl Kernels for GpuKernels {
         self.gpu
             .launch("swiglu", [n.div_ceil(8 * 256), 1, 1], 256, args)?;
         Ok(gate)
+    }
+
+    fn last_rows(&self, h: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, hidden) = h.dims3()?;
+        let last = self.slot(Slot::Last, DType::F16, &[batch, hidden])?;
+        let args = Args::new()
+            .with(self.gpu.address(h)?)
+            .with(self.gpu.address(&last)?)
+            .with(tokens as i32)
+            .with(hidden as i32);
+        self.gpu.launch("last_rows", [batch, 1, 1], 256, args)?;
+        Ok(last)
     }
 
     fn logits(&self, head: &dyn PackedLinear, h: &Tensor) -> Result<Tensor> {

@@ -96,6 +96,9 @@ pub trait Kernels: Send + Sync {
     /// `silu(gate) · up`.
     fn swiglu(&self, gate: Tensor, up: Tensor) -> Result<Tensor>;
 
+    /// The last row of each sequence: `[batch, tokens, hidden]` → `[batch, hidden]`.
+    fn last_rows(&self, h: &Tensor) -> Result<Tensor>;
+
     /// Logits `[rows, vocab]` F32 of normalized rows.
     fn logits(&self, head: &dyn PackedLinear, h: &Tensor) -> Result<Tensor>;
 
@@ -221,6 +224,12 @@ impl Kernels for CpuKernels {
 
     fn swiglu(&self, gate: Tensor, up: Tensor) -> Result<Tensor> {
         Ok(gate.apply_op2_no_bwd(&up, &SwiGlu)?)
+    }
+
+    fn last_rows(&self, h: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, hidden) = h.dims3()?;
+        let last = h.narrow(1, tokens - 1, 1)?.contiguous()?;
+        Ok(last.reshape((batch, hidden))?)
     }
 
     fn logits(&self, head: &dyn PackedLinear, h: &Tensor) -> Result<Tensor> {
