@@ -272,6 +272,8 @@ pub struct DeviceInfo {
     /// Dynamic shared memory that a block may ask for.
     pub max_shared_bytes: u32,
     pub driver_version: String,
+    /// Whether it takes one process at a time (compute mode EXCLUSIVE_PROCESS).
+    pub exclusive: bool,
 }
 
 /// A driver, and what it has handed out by part.

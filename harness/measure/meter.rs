@@ -31,6 +31,9 @@ pub struct DeviceMemory {
     pub total_bytes: u64,
     /// Its last cache.
     pub l2_bytes: u64,
+    /// Whether it takes one process at a time.
+    #[serde(default)]
+    pub exclusive: bool,
     /// High-water mark of what nodes of recorded graphs allocated, a part: none, as recording
     /// refuses such nodes. What the driver takes for a graph shows in `driver_delta_bytes` alone.
     pub graph_pool_bytes: u64,
@@ -145,6 +148,7 @@ impl Meter {
             pool_reserved_bytes: highest.reserved_peak_bytes,
             total_bytes: on.gpu.driver().info().total_bytes,
             l2_bytes: on.gpu.driver().info().l2_bytes,
+            exclusive: on.gpu.driver().info().exclusive,
             graph_pool_bytes: highest.graph_peak_bytes,
             library_workspace_bytes: highest.library_workspace_bytes,
             driver_delta_bytes: self

@@ -331,6 +331,8 @@ fn info(id: &str, ordinal: usize) -> Result<((u32, u32), DeviceInfo), DriverErro
         total_bytes: total_bytes as u64,
         max_shared_bytes: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         driver_version: format!("CUDA {}.{}", driver.0, driver.1),
+        exclusive: attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_MODE)?
+            == sys::CUcomputemode_enum::CU_COMPUTEMODE_EXCLUSIVE_PROCESS as u32,
     };
     Ok((driver, info))
 }
