@@ -59,6 +59,12 @@ pub trait Driver: Send + Sync {
     /// A call while a graph is being recorded.
     fn write(&self, bytes: &[u8], to: u64) -> Result<()>;
 
+    /// Waits for what was started, and copies bytes at an address on the device to the host.
+    ///
+    /// # Errors
+    /// A call while a graph is being recorded; what failed on the device.
+    fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
+
     /// Records what `body` launches, without running it. Products of the library are recorded
     /// too; an allocation or a copy is an error.
     fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>>;
@@ -385,6 +391,25 @@ impl Gpu {
     /// Address of a contiguous tensor on this device.
     pub fn address(&self, tensor: &Tensor) -> Result<u64> {
         self.driver.address(tensor)
+    }
+
+    /// The values of a contiguous F32 tensor, and not what else its buffer holds: candle would copy
+    /// all of that.
+    pub fn read_f32(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        if tensor.dtype() != DType::F32 {
+            return Err(Error::device(
+                format!("reading {:?} as F32", tensor.dtype()),
+                "a defect of quantbench: please report it",
+            ));
+        }
+        let mut values = vec![0f32; tensor.elem_count()];
+        // SAFETY: any bytes are an F32.
+        let bytes = unsafe {
+            let bytes = values.as_mut_ptr().cast();
+            std::slice::from_raw_parts_mut(bytes, size_of_val(&values[..]))
+        };
+        self.driver.read(self.address(tensor)?, bytes)?;
+        Ok(values)
     }
 
     /// Starts `kernel` on a grid; see [`Driver::launch`].

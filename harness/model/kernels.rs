@@ -238,7 +238,7 @@ impl Kernels for CpuKernels {
 
     fn greedy(&self, logits: &Tensor) -> Result<Tensor> {
         let (batch, vocab) = logits.dims2()?;
-        let best: Vec<u32> = with_f32(logits, |values| {
+        let best: Vec<u32> = with_f32(logits, None, |values| {
             Ok(values.chunks_exact(vocab).map(argmax).collect())
         })?;
         self.ids(&best, batch)

@@ -259,6 +259,18 @@ impl Driver for CudaDriver {
         copy().map_err(|e| self.fault("copying to the device", e))
     }
 
+    fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.not_recording("a copy to the host")?;
+        let stream = &self.stream;
+        let started = stream.context().bind_to_thread().and_then(|()| {
+            // SAFETY: that there is as much at `from` is the promise of the caller; the bytes are
+            // borrowed until the copy has ended.
+            unsafe { result::memcpy_dtoh_async(bytes, from, stream.cu_stream()) }
+        });
+        let ended = started.and_then(|()| stream.synchronize());
+        ended.map_err(|e| self.fault("copying from the device", e))
+    }
+
     fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
         self.not_recording("a second graph")?;
         self.recording.store(true, Relaxed);
