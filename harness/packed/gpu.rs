@@ -22,7 +22,7 @@ const THREADS: u32 = 256;
 
 /// Weight rows of a block of the fused kernel that serves `rows` rows (`linear_tile`).
 fn tile(rows: usize) -> usize {
-    rows.max(16)
+    rows.clamp(16, 32)
 }
 
 /// Bytes of dequantized weights that exist at a time: small enough to stay in the L2 cache of a

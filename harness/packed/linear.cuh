@@ -23,7 +23,7 @@ constexpr int LINEAR_WARPS = LINEAR_THREADS / 32;
 
 /// Outputs of a block. The grid is the sum over members of ceil(n_out / linear_tile(R)) blocks.
 /// No dynamic shared memory. The f32 and bf16 kernels have R = 64.
-__host__ __device__ constexpr int linear_tile(int r) { return r > 16 ? r : 16; }
+__host__ __device__ constexpr int linear_tile(int r) { return r > 16 ? 32 : 16; }
 
 /// A stored matrix [n_out, k_in] and where its part of the result goes.
 struct Member {
@@ -434,17 +434,13 @@ __device__ __forceinline__ void linear(const Members& members, const half* x, in
     bool whole = fits<F>(w, x, k_in);
     if (whole && groups_fit<F, F::PIECE>(w, group)) return linear_tiles<F, R, F::PIECE>(sums, w, first, x, rows, k_in, group, output);
     // Narrow loads read as many bytes of smaller groups, with more instructions.
-    #ifndef NONARROW
     if constexpr (F::GROUPED && F::PIECE == 16) {
         if (whole && groups_fit<F, 8>(w, group)) return linear_tiles<F, R, 8>(sums, w, first, x, rows, k_in, group, output);
         if constexpr (F::BITS <= 4) {
             if (whole && groups_fit<F, 4>(w, group)) return linear_tiles<F, R, 4>(sums, w, first, x, rows, k_in, group, output);
         }
     }
-#endif
-#ifndef NOPLAIN
     linear_plain<F, TILE>(w, first, x, rows, k_in, group, output);
-#endif
 }
 
 /// The body of dequant_<format>: rows first_row .. first_row + rows of a member as `out`
