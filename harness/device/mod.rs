@@ -34,6 +34,13 @@ pub trait Driver: Send + Sync {
     /// A kernel that does not exist, or a launch that the device refuses.
     fn launch(&self, launch: &Launch, args: &mut Args) -> Result<()>;
 
+    /// Blocks of so many threads, without dynamic shared memory, that a multiprocessor runs of a
+    /// kernel at a time.
+    ///
+    /// # Errors
+    /// A kernel that does not exist.
+    fn resident_blocks(&self, kernel: &str, block: u32) -> Result<u32>;
+
     /// `y = x Wᵀ`, or `y += x Wᵀ`, by the vendor's library.
     ///
     /// # Errors

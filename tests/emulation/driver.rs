@@ -64,6 +64,10 @@ impl Driver for Spy {
         self.inner.launch(launch, args)
     }
 
+    fn resident_blocks(&self, kernel: &str, block: u32) -> Result<u32> {
+        self.inner.resident_blocks(kernel, block)
+    }
+
     fn gemm(&self, gemm: &Gemm) -> Result<()> {
         self.launches.lock().unwrap().push("gemm".into());
         self.inner.gemm(gemm)
@@ -172,6 +176,10 @@ impl Driver for EmulatedDriver {
             return Ok(());
         }
         run(self.emulation, launch, args)
+    }
+
+    fn resident_blocks(&self, _kernel: &str, _block: u32) -> Result<u32> {
+        Ok(4)
     }
 
     fn gemm(&self, gemm: &Gemm) -> Result<()> {

@@ -202,6 +202,28 @@ impl Driver for CudaDriver {
             .map_err(|e| self.fault(format_args!("starting {launch:?}"), e))
     }
 
+    fn resident_blocks(&self, kernel: &str, block: u32) -> Result<u32> {
+        let function = self.kernels.named(kernel)?.function;
+        let mut blocks = 0;
+        let bound = self.stream.context().bind_to_thread();
+        bound
+            .and_then(|()| {
+                // SAFETY: the function belongs to a loaded module.
+                unsafe {
+                    let block = block as i32;
+                    sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                        &mut blocks,
+                        function,
+                        block,
+                        0,
+                    )
+                }
+                .result()
+            })
+            .map_err(|e| self.fault(format_args!("asking how `{kernel}` fits"), e))?;
+        Ok(blocks as u32)
+    }
+
     fn gemm(&self, gemm: &Gemm) -> Result<()> {
         let bound = self.stream.context().bind_to_thread();
         bound.map_err(|e| self.fault("starting a product", e))?;
