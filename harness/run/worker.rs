@@ -147,6 +147,7 @@ fn run_quantize(job: QuantizeJob) -> Result<()> {
         packed_sha256: sha256_of_file(&job.output)
             .map_err(|e| Error::io(&job.output, e, "it was just written; is the disk full?"))?,
         device_peak_bytes: on_gpu.then(|| memory::device::peak().total_bytes),
+        peak_rss_bytes: peak_rss_bytes(),
     };
     send(&Event::Quantized(result))
 }

@@ -87,6 +87,7 @@ impl Cell {
         }
         self.detail.quantize_peak_bytes = Some(result.peak_bytes as u64);
         self.detail.quantize_device_peak_bytes = result.device_peak_bytes.map(|n| n as u64);
+        self.detail.quantize_peak_rss_bytes = result.peak_rss_bytes;
         self.detail.packed_sha256 = result.packed_sha256.clone();
         let doubts = self.method.doubts(&result.notes).into_iter();
         let doubts = doubts.map(|words| Warning::Method { words });
