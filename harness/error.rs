@@ -39,20 +39,32 @@ pub enum Error {
         next: String,
     },
     /// A device that has too little memory left (status `oom`).
-    #[error(
-        "out of device memory: {missing_bytes} bytes are missing for a request of {requested_bytes} bytes, {free_bytes} are free\n  use a smaller model, batch or context, or a device with more memory"
-    )]
-    OutOfMemory {
-        requested_bytes: u64,
-        free_bytes: u64,
-        missing_bytes: u64,
-    },
+    #[error("{0}\n  use a smaller model, batch or context, or a device with more memory")]
+    OutOfMemory(Shortage),
     /// A device that failed at its work, or was asked for what it never does.
     #[error("{what}\n  {next}")]
     Device { what: String, next: String },
     /// A tensor operation that failed: a defect of ours, not of the input.
     #[error("tensor operation: {0}")]
     Candle(#[from] candle_core::Error),
+}
+
+/// What there was no memory for.
+#[derive(Debug, thiserror::Error)]
+pub enum Shortage {
+    /// A buffer of ours.
+    #[error(
+        "out of device memory: {missing_bytes} bytes are missing for a request of {requested_bytes} bytes, {free_bytes} are free"
+    )]
+    Buffer {
+        requested_bytes: u64,
+        free_bytes: u64,
+        missing_bytes: u64,
+    },
+    /// Something that the driver or a library takes by itself, on the device or pinned on the
+    /// host, without saying how much.
+    #[error("out of memory: {0}")]
+    Unstated(String),
 }
 
 /// What a tensor should have been. Boxed in [`Error`], which travels through every `Result`.
@@ -112,5 +124,31 @@ impl Error {
             what: what.into(),
             next: next.into(),
         }
+    }
+
+    /// Memory of unknown size that could not be had; `what` says for what.
+    pub fn out_of_memory(what: impl Into<String>) -> Self {
+        Error::OutOfMemory(Shortage::Unstated(what.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_memory_is_a_number_only_where_it_is_known() {
+        let buffer = Error::OutOfMemory(Shortage::Buffer {
+            requested_bytes: 30,
+            free_bytes: 20,
+            missing_bytes: 10,
+        });
+        assert!(buffer.to_string().contains("10 bytes are missing"));
+        let unstated = Error::out_of_memory("the device: recording a graph").to_string();
+        assert_eq!(
+            unstated.lines().next(),
+            Some("out of memory: the device: recording a graph")
+        );
+        assert!(!unstated.contains(|c: char| c.is_ascii_digit()));
     }
 }

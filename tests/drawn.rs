@@ -39,6 +39,11 @@ fn a_drawn_model_is_quantized_and_has_no_quality() {
     let quantize_peak = detail.quantize_peak_bytes.unwrap();
     assert!(quantize_peak < 400_000_000, "{quantize_peak}");
     assert_eq!(detail.quantize_device_peak_bytes, None);
+    if cfg!(target_os = "linux") {
+        // The system also sees the program itself.
+        let seen = detail.quantize_peak_rss_bytes.unwrap();
+        assert!((quantize_peak / 2..600_000_000).contains(&seen), "{seen}");
+    }
 }
 
 #[test]

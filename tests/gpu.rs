@@ -13,8 +13,8 @@ use common::{packed_file, packed_on};
 use driver::{Spy, driver};
 use half::{bf16, f16};
 use half_activations::HalfActivations;
-use quantbench::Error;
 use quantbench::device::{Driver, Gpu};
+use quantbench::error::{Error, Shortage};
 use quantbench::formats::native::{self, Loaded};
 use quantbench::measure::meter::Meter;
 use quantbench::measure::nvml;
@@ -309,6 +309,28 @@ fn models_without_weights_are_filled_on_the_device_with_the_bytes_of_the_cpu() {
     }
 }
 
+/// A buffer of logits has room for the longest call before; what a short one left there is all
+/// that it costs.
+#[test]
+fn scoring_copies_the_logits_of_its_own_rows() {
+    let Some(driver) = driver() else { return };
+    let loaded = on_gpu(&driver, "fp16", Choice::Auto, false);
+    let kv = KvPrecision::parse("fp16").unwrap();
+    let mut cache = loaded.decoder.cache(1, POSITIONS, kv).unwrap();
+    for tokens in [30, 3] {
+        driver.take_read_bytes();
+        let mut values = 0;
+        let mut sink = |_, row: &[f32]| {
+            values += row.len();
+            Ok(())
+        };
+        let ids = ids(1, tokens);
+        loaded.decoder.score(&ids, &mut cache, &mut sink).unwrap();
+        assert_eq!(values, tokens * loaded.decoder.config.vocab_size);
+        assert_eq!(driver.take_read_bytes(), 4 * values, "{tokens} tokens");
+    }
+}
+
 /// Free memory is asked of NVML, before there is a context and after: absent where it is not there.
 #[test]
 fn the_drivers_difference_is_there_where_nvml_tells_and_absent_elsewhere() {
@@ -343,11 +365,11 @@ fn what_does_not_fit_says_how_much_is_missing() {
         .map(|_| ())
         .unwrap_err();
     gpu.set_limit(usize::MAX);
-    let Error::OutOfMemory {
+    let Error::OutOfMemory(Shortage::Buffer {
         requested_bytes,
         free_bytes,
         missing_bytes,
-    } = error
+    }) = error
     else {
         panic!("{error}")
     };

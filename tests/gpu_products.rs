@@ -50,7 +50,7 @@ const THREADS: [u32; 3] = [256, 1, 1];
 
 /// `linear_tile` of linear.cuh.
 fn tile(r: usize) -> usize {
-    r.max(16)
+    r.clamp(16, 32)
 }
 
 /// Numbers in [-1, 1), the same in every run.
@@ -235,12 +235,8 @@ impl Weight {
 }
 
 /// The smallest kernel that serves this many rows.
-fn smallest(format: &str, rows: usize) -> usize {
-    let sizes: &[usize] = match format {
-        "f32" | "bf16" => &[64],
-        _ => &[8, 16, 32, 64],
-    };
-    *sizes.iter().find(|&&r| r >= rows).unwrap()
+fn smallest(rows: usize) -> usize {
+    [8, 16, 32, 64].into_iter().find(|&r| r >= rows).unwrap()
 }
 
 /// One launch, to be checked.
@@ -262,7 +258,7 @@ impl Product<'_> {
         let x = halves(rows * k_in + self.x_offset, rows as u32 + 7);
         let device_x = Guarded::from(&x);
         let x = &x[self.x_offset..];
-        let r = smallest(self.format, rows);
+        let r = smallest(rows);
         let mut first: Option<Vec<Vec<u8>>> = None;
         for schedule in Schedule::ALL {
             emulation.schedule(schedule);

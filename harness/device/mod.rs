@@ -14,6 +14,7 @@ pub mod roofline;
 
 pub use choice::{DeviceChoice, open};
 
+use crate::error::Shortage;
 use crate::memory::{self, Part};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -32,6 +33,13 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// A kernel that does not exist, or a launch that the device refuses.
     fn launch(&self, launch: &Launch, args: &mut Args) -> Result<()>;
+
+    /// Blocks of so many threads, without dynamic shared memory, that a multiprocessor runs of a
+    /// kernel at a time.
+    ///
+    /// # Errors
+    /// A kernel that does not exist.
+    fn resident_blocks(&self, kernel: &str, block: u32) -> Result<u32>;
 
     /// `y = x Wᵀ`, or `y += x Wᵀ`, by the vendor's library.
     ///
@@ -57,6 +65,12 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// A call while a graph is being recorded.
     fn write(&self, bytes: &[u8], to: u64) -> Result<()>;
+
+    /// Waits for what was started, and copies bytes at an address on the device to the host.
+    ///
+    /// # Errors
+    /// A call while a graph is being recorded; what failed on the device.
+    fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()>;
 
     /// Records what `body` launches, without running it. Products of the library are recorded
     /// too; an allocation or a copy is an error.
@@ -247,7 +261,8 @@ pub struct PoolUsage {
     pub used_peak_bytes: u64,
     /// High-water mark of what the pool held, free pieces included.
     pub reserved_peak_bytes: u64,
-    /// High-water mark of the memory of graphs.
+    /// High-water mark of what nodes of graphs allocated: none, as recording refuses such nodes.
+    /// The driver's own memory for a graph is not in it.
     pub graph_peak_bytes: u64,
     /// Workspace handed to the vendor's library, taken from the pool.
     pub library_workspace_bytes: u64,
@@ -270,6 +285,8 @@ pub struct DeviceInfo {
     /// Dynamic shared memory that a block may ask for.
     pub max_shared_bytes: u32,
     pub driver_version: String,
+    /// Whether it takes one process at a time (compute mode EXCLUSIVE_PROCESS).
+    pub exclusive: bool,
 }
 
 /// A driver, and what it has handed out by part.
@@ -365,11 +382,11 @@ impl Gpu {
         let limit = self.limit_bytes.load(Relaxed);
         let live = memory::device::live().total_bytes;
         if live.saturating_add(bytes) > limit {
-            return Err(Error::OutOfMemory {
+            return Err(Error::OutOfMemory(Shortage::Buffer {
                 requested_bytes: bytes as u64,
                 free_bytes: limit.saturating_sub(live) as u64,
                 missing_bytes: (live.saturating_add(bytes) - limit) as u64,
-            });
+            }));
         }
         let tensor = self.driver.allocate(&shape, dtype, zeroed)?;
         Ok(Buffer {
@@ -381,6 +398,25 @@ impl Gpu {
     /// Address of a contiguous tensor on this device.
     pub fn address(&self, tensor: &Tensor) -> Result<u64> {
         self.driver.address(tensor)
+    }
+
+    /// The values of a contiguous F32 tensor, and not what else its buffer holds: candle would copy
+    /// all of that.
+    pub fn read_f32(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        if tensor.dtype() != DType::F32 {
+            return Err(Error::device(
+                format!("reading {:?} as F32", tensor.dtype()),
+                "a defect of quantbench: please report it",
+            ));
+        }
+        let mut values = vec![0f32; tensor.elem_count()];
+        // SAFETY: any bytes are an F32.
+        let bytes = unsafe {
+            let bytes = values.as_mut_ptr().cast();
+            std::slice::from_raw_parts_mut(bytes, size_of_val(&values[..]))
+        };
+        self.driver.read(self.address(tensor)?, bytes)?;
+        Ok(values)
     }
 
     /// Starts `kernel` on a grid; see [`Driver::launch`].

@@ -31,13 +31,17 @@ pub struct DeviceMemory {
     pub total_bytes: u64,
     /// Its last cache.
     pub l2_bytes: u64,
-    /// High-water mark of recorded graphs' own memory, a part.
+    /// Whether it takes one process at a time.
+    #[serde(default)]
+    pub exclusive: bool,
+    /// High-water mark of what nodes of recorded graphs allocated, a part: none, as recording
+    /// refuses such nodes. What the driver takes for a graph shows in `driver_delta_bytes` alone.
     pub graph_pool_bytes: u64,
     /// Workspace of the vendor's library, counted as workspace.
     pub library_workspace_bytes: u64,
     /// What was free on the device before this process touched it, less what is free now, both as
-    /// NVML sees the whole device: the pool as it was reserved, the graphs' memory, and what no
-    /// part counts: the context, loaded modules, the vendor's library beside its workspace. The
+    /// NVML sees the whole device: the pool as it was reserved, and what no part counts: the
+    /// context, loaded modules, recorded graphs, the vendor's library beside its workspace. The
     /// pool gives nothing back, so it is at its highest. Other processes that came or went
     /// meanwhile are in it. Absent where NVML does not tell.
     #[serde(default)]
@@ -144,6 +148,7 @@ impl Meter {
             pool_reserved_bytes: highest.reserved_peak_bytes,
             total_bytes: on.gpu.driver().info().total_bytes,
             l2_bytes: on.gpu.driver().info().l2_bytes,
+            exclusive: on.gpu.driver().info().exclusive,
             graph_pool_bytes: highest.graph_peak_bytes,
             library_workspace_bytes: highest.library_workspace_bytes,
             driver_delta_bytes: self

@@ -345,24 +345,42 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
     attend_decode_f32<256>(DECODE_ARGUMENTS);
 }
 
-// Joins the slices. Grid: (heads, batch); any block (128).
+// Slices whose factors are in shared memory at a time.
+constexpr int COMBINE_SLICES = 128;
+
+// Joins the slices. Grid: (heads, batch); block: whole warps (128).
 extern "C" __global__ void attend_combine(const float* __restrict__ partial,
                                           half* __restrict__ out, int batch, int heads,
                                           int head_dim, int splits) {
+    __shared__ float factors[COMBINE_SLICES];
     const size_t head = (size_t)blockIdx.y * heads + blockIdx.x;
     if (blockIdx.y >= (unsigned)batch) return;
     const int pitch = head_dim + 2;
     const float* slices = partial + head * splits * pitch;
     float max = negative_infinity();
-    for (int s = 0; s < splits; s++) max = fmaxf(max, slices[s * pitch + head_dim]);
-    for (int c = threadIdx.x; c < head_dim; c += blockDim.x) {
-        float x = 0.0f, sum = 0.0f;
-        for (int s = 0; s < splits; s++) {
-            const float* slice = slices + s * pitch;
-            const float factor = exp2_fast(slice[head_dim] - max); // 0 for an empty slice
-            x += factor * slice[c];
-            sum += factor * slice[head_dim + 1];
+    for (int s = threadIdx.x; s < splits; s += blockDim.x) {
+        max = fmaxf(max, slices[s * pitch + head_dim]);
+    }
+    max = block_reduce(max, Max());
+    // Once, but for heads of more channels than the block has threads.
+    for (int first = 0; first < head_dim; first += blockDim.x) {
+        const int channel = first + threadIdx.x;
+        float x = 0.0f, sum = 0.0f; // sum: of this thread's slices
+        for (int begin = 0; begin < splits; begin += COMBINE_SLICES) {
+            const int here = min(splits - begin, COMBINE_SLICES);
+            const float* slice = slices + begin * pitch;
+            __syncthreads(); // `factors` may be written again
+            for (int s = threadIdx.x; s < here; s += blockDim.x) {
+                factors[s] = exp2_fast(slice[s * pitch + head_dim] - max); // 0 if it is empty
+                sum += factors[s] * slice[s * pitch + head_dim + 1];
+            }
+            __syncthreads();
+            if (channel >= head_dim) continue;
+            // Nothing of a step waits for the one before but the sum: eight loads are on the way.
+#pragma unroll 8
+            for (int s = 0; s < here; s++) x += factors[s] * slice[s * pitch + channel];
         }
-        out[head * head_dim + c] = __float2half_rn(x / sum);
+        sum = block_reduce(sum, Sum());
+        if (channel < head_dim) out[head * head_dim + channel] = __float2half_rn(x / sum);
     }
 }

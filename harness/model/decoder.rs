@@ -5,10 +5,11 @@ use super::config::Config;
 use super::kernels::{Kernels, Placing, Projected};
 use super::kv_cache::{KvCache, KvPrecision, KvShape, LayerCache};
 use super::rope::Rope;
+use crate::device::Gpu;
 use crate::memory::{self, Part};
 use crate::packed::PackedLinear;
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use std::sync::Arc;
 
 /// A linear of a block: packed weight and, for some families, a bias `[n_out]` (F16).
@@ -184,21 +185,17 @@ impl Decoder {
                 .collect();
             // The chunk before is not needed any more: its memory is this one's.
             drop(last.take());
-            last = Some((self.hidden(&self.kernels.ids(&chunk, batch)?, cache)?, n));
+            last = Some(self.hidden(&self.kernels.ids(&chunk, batch)?, cache)?);
         }
-        let (hidden, n) = last.ok_or_else(|| {
+        let hidden = last.ok_or_else(|| {
             Error::usage(
                 "an empty prompt",
                 "give at least one token (--prompt-tokens)",
             )
         })?;
-        let hidden = memory::scope(Part::Activations, || {
-            hidden
-                .narrow(1, n - 1, 1)?
-                .contiguous()?
-                .reshape((batch, self.config.hidden_size))
-        })?;
-        self.logits(&hidden)
+        self.logits(&memory::scope(Part::Activations, || {
+            self.kernels.last_rows(&hidden)
+        })?)
     }
 
     /// One step: `ids` `[batch, 1]` → logits `[batch, vocab]`.
@@ -236,7 +233,8 @@ impl Decoder {
             for start in (0..chunk.len()).step_by(logit_rows) {
                 let rows = logit_rows.min(chunk.len() - start);
                 let logits = self.logits(&hidden.narrow(0, start, rows)?.contiguous()?)?;
-                with_f32(&logits, |values| sink(c * tokens + start, values))?;
+                let gpu = self.kernels.gpu();
+                with_f32(&logits, gpu, |values| sink(c * tokens + start, values))?;
             }
         }
         Ok(())
@@ -254,16 +252,23 @@ impl Decoder {
     }
 }
 
-/// Hands a contiguous F32 tensor's values to `f` without a copy on the CPU.
-pub fn with_f32<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
-    let cpu = tensor.to_device(&Device::Cpu)?.contiguous()?;
-    let (storage, layout) = cpu.storage_and_layout();
+/// Hands a contiguous F32 tensor's values to `f`, without a copy on the CPU.
+pub fn with_f32<T>(
+    tensor: &Tensor,
+    gpu: Option<&Gpu>,
+    f: impl FnOnce(&[f32]) -> Result<T>,
+) -> Result<T> {
+    if let Some(gpu) = gpu {
+        return f(&gpu.read_f32(tensor)?);
+    }
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         candle_core::Storage::Cpu(storage) => {
             let start = layout.start_offset();
             f(&storage.as_slice::<f32>()?[start..start + layout.shape().elem_count()])
         }
-        _ => unreachable!("the tensor was moved to the CPU"),
+        _ => unreachable!("a tensor is on the CPU where there is no GPU"),
     }
 }
 

@@ -67,6 +67,8 @@ enum Slot {
     Attended,
     /// Results of the slices of a context.
     Partial,
+    /// Last rows of the sequences of a prompt.
+    Last,
     Logits,
 }
 
@@ -126,14 +128,6 @@ impl GpuKernels {
         self.products.run(&products, x, output)
     }
 
-    /// Slices of the context: enough blocks to fill the card, none of them too short.
-    fn splits(&self, blocks: usize, capacity: usize) -> usize {
-        let wanted = 4 * self.gpu.driver().info().multiprocessors.max(1) as usize;
-        wanted
-            .div_ceil(blocks.max(1))
-            .clamp(1, capacity.div_ceil(SLICE).max(1))
-    }
-
     fn attend_one(
         &self,
         q: &Tensor,
@@ -142,13 +136,17 @@ impl GpuKernels {
         out: &Tensor,
     ) -> Result<()> {
         let s = shape;
-        let splits = self.splits(s.kv_heads * s.batch, s.capacity);
+        let kernel = format!("attend_decode_{}_d{}", s.kv, s.head_dim);
+        let driver = self.gpu.driver();
+        let resident = driver.resident_blocks(&kernel, ATTENTION_THREADS)?;
+        let places = (resident * driver.info().multiprocessors) as usize;
+        let splits = splits(places, s.kv_heads * s.batch, s.capacity);
         let dims = [s.batch * s.heads * splits * (s.head_dim + 2)];
         let partial = self
             .gpu
             .address(&self.slot(Slot::Partial, DType::F32, &dims)?)?;
         self.gpu.launch(
-            &format!("attend_decode_{}_d{}", s.kv, s.head_dim),
+            &kernel,
             [splits, s.kv_heads, s.batch],
             ATTENTION_THREADS,
             Args::new()
@@ -236,6 +234,12 @@ impl GpuKernels {
                 .with(s.capacity as i32),
         )
     }
+}
+
+/// Slices of the context of each of `heads`, of which the card runs `places` at a time: as many as
+/// it has places for, since one more would run after all others, and none of them too short.
+fn splits(places: usize, heads: usize, capacity: usize) -> usize {
+    (places / heads.max(1)).clamp(1, capacity.div_ceil(SLICE).max(1))
 }
 
 /// Sizes of one call of attention.
@@ -463,6 +467,18 @@ impl Kernels for GpuKernels {
         Ok(gate)
     }
 
+    fn last_rows(&self, h: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, hidden) = h.dims3()?;
+        let last = self.slot(Slot::Last, DType::F16, &[batch, hidden])?;
+        let args = Args::new()
+            .with(self.gpu.address(h)?)
+            .with(self.gpu.address(&last)?)
+            .with(tokens as i32)
+            .with(hidden as i32);
+        self.gpu.launch("last_rows", [batch, 1, 1], 256, args)?;
+        Ok(last)
+    }
+
     fn logits(&self, head: &dyn PackedLinear, h: &Tensor) -> Result<Tensor> {
         let y = self.slot(Slot::Logits, DType::F32, &[h.dim(0)?, head.shape().0])?;
         let product = Product {
@@ -507,4 +523,21 @@ impl Kernels for GpuKernels {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_of_a_context_run_at_once() {
+        // 132 multiprocessors with four blocks each: 512 blocks, where 17 slices made 544.
+        assert_eq!(splits(528, 32, 4096), 16);
+        assert_eq!(splits(528, 8, 1 << 20), 66);
+        assert_eq!(splits(528, 600, 4096), 1);
+        // Slices of too few keys do not pay.
+        assert_eq!(splits(528, 8, 300), 3);
+        assert_eq!(splits(528, 8, 1), 1);
+        assert_eq!(splits(0, 8, 300), 1);
+    }
 }

@@ -96,6 +96,9 @@ pub trait Kernels: Send + Sync {
     /// `silu(gate) · up`.
     fn swiglu(&self, gate: Tensor, up: Tensor) -> Result<Tensor>;
 
+    /// The last row of each sequence: `[batch, tokens, hidden]` → `[batch, hidden]`.
+    fn last_rows(&self, h: &Tensor) -> Result<Tensor>;
+
     /// Logits `[rows, vocab]` F32 of normalized rows.
     fn logits(&self, head: &dyn PackedLinear, h: &Tensor) -> Result<Tensor>;
 
@@ -223,13 +226,19 @@ impl Kernels for CpuKernels {
         Ok(gate.apply_op2_no_bwd(&up, &SwiGlu)?)
     }
 
+    fn last_rows(&self, h: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, hidden) = h.dims3()?;
+        let last = h.narrow(1, tokens - 1, 1)?.contiguous()?;
+        Ok(last.reshape((batch, hidden))?)
+    }
+
     fn logits(&self, head: &dyn PackedLinear, h: &Tensor) -> Result<Tensor> {
         head.forward(h)
     }
 
     fn greedy(&self, logits: &Tensor) -> Result<Tensor> {
         let (batch, vocab) = logits.dims2()?;
-        let best: Vec<u32> = with_f32(logits, |values| {
+        let best: Vec<u32> = with_f32(logits, None, |values| {
             Ok(values.chunks_exact(vocab).map(argmax).collect())
         })?;
         self.ids(&best, batch)

@@ -22,7 +22,7 @@ const THREADS: u32 = 256;
 
 /// Weight rows of a block of the fused kernel that serves `rows` rows (`linear_tile`).
 fn tile(rows: usize) -> usize {
-    rows.max(16)
+    rows.clamp(16, 32)
 }
 
 /// Bytes of dequantized weights that exist at a time: small enough to stay in the L2 cache of a
@@ -252,13 +252,8 @@ impl Products {
         let x_address = self.gpu.address(x)?;
         for start in (0..rows).step_by(FUSED_ROWS) {
             let n = FUSED_ROWS.min(rows - start);
-            let served = match weight.many_rows {
-                ManyRows::Fused => FUSED_ROWS,
-                _ => [8, 16, 32]
-                    .into_iter()
-                    .find(|r| n <= *r)
-                    .unwrap_or(FUSED_ROWS),
-            };
+            let served = [8, 16, 32].into_iter().find(|r| n <= *r);
+            let served = served.unwrap_or(FUSED_ROWS);
             let outputs = products.iter().map(|p| p.weight.shape().0);
             let blocks = outputs.map(|n_out| n_out.div_ceil(tile(served))).sum();
             let mut part = members;

@@ -22,6 +22,19 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const unsigned (&a)[
 #endif
 }
 
+/// The same of BF16.
+__device__ __forceinline__ void multiply_add_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef __CUDACC__
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    emulate::mma_m16n8k16_bf16(d, a, b);
+#endif
+}
+
 /// Loads what is read once and in order: does not displace what is in the first cache, and asks
 /// the second for the whole line, whose rest is read next.
 __device__ __forceinline__ uint4 load_stream(const uint4* p) {

@@ -22,8 +22,8 @@ constexpr int LINEAR_THREADS = 256;
 constexpr int LINEAR_WARPS = LINEAR_THREADS / 32;
 
 /// Outputs of a block. The grid is the sum over members of ceil(n_out / linear_tile(R)) blocks.
-/// No dynamic shared memory. The f32 and bf16 kernels have R = 64.
-__host__ __device__ constexpr int linear_tile(int r) { return r > 16 ? r : 16; }
+/// No dynamic shared memory.
+__host__ __device__ constexpr int linear_tile(int r) { return r > 16 ? 32 : 16; }
 
 /// A stored matrix [n_out, k_in] and where its part of the result goes.
 struct Member {
@@ -251,6 +251,16 @@ __device__ __forceinline__ void join_pairs(unsigned (&p)[4]) {
     p[0] = a, p[1] = b, p[2] = c, p[3] = d;
 }
 
+/// What the weights of a format, decoded, make of x: halves times halves. A lane has eight weights
+/// of each of two rows in `first` and `second` as the matrix instruction takes them.
+template <class F>
+struct Multiply {
+    static __device__ __forceinline__ void add(float (&into)[4], const unsigned (&first)[4], const unsigned (&second)[4], const unsigned (&x)[4]) {
+        multiply_add(into, first, {x[0], x[1]});
+        multiply_add(into, second, {x[2], x[3]});
+    }
+};
+
 /// The sums of one warp: 16 weight rows by COLUMNS rows of x, over the chunks that are its own.
 template <class F, int COLUMNS, int LOAD>
 struct Product {
@@ -359,8 +369,7 @@ struct Product {
                 uint4 v = there ? __ldg(reinterpret_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0);
                 unsigned p[4] = {v.x, v.y, v.z, v.w};
                 if constexpr (SPLIT_X) split_pairs(p);
-                multiply_add(into[n], first, {p[0], p[1]});
-                multiply_add(into[n], second, {p[2], p[3]});
+                Multiply<F>::add(into[n], first, second, p);
             }
         }
     }
@@ -434,17 +443,13 @@ __device__ __forceinline__ void linear(const Members& members, const half* x, in
     bool whole = fits<F>(w, x, k_in);
     if (whole && groups_fit<F, F::PIECE>(w, group)) return linear_tiles<F, R, F::PIECE>(sums, w, first, x, rows, k_in, group, output);
     // Narrow loads read as many bytes of smaller groups, with more instructions.
-    #ifndef NONARROW
     if constexpr (F::GROUPED && F::PIECE == 16) {
         if (whole && groups_fit<F, 8>(w, group)) return linear_tiles<F, R, 8>(sums, w, first, x, rows, k_in, group, output);
         if constexpr (F::BITS <= 4) {
             if (whole && groups_fit<F, 4>(w, group)) return linear_tiles<F, R, 4>(sums, w, first, x, rows, k_in, group, output);
         }
     }
-#endif
-#ifndef NOPLAIN
     linear_plain<F, TILE>(w, first, x, rows, k_in, group, output);
-#endif
 }
 
 /// The body of dequant_<format>: rows first_row .. first_row + rows of a member as `out`

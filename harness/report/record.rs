@@ -552,6 +552,9 @@ pub struct CellDetail {
     /// CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize_device_peak_bytes: Option<u64>,
+    /// High-water mark of the quantizing process as the system saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize_peak_rss_bytes: Option<u64>,
 }
 
 /// Finished work of earlier runs in the same folder that a run took over from its journal.

@@ -234,6 +234,7 @@ mod tests {
                 notes: BTreeMap::new(),
                 packed_sha256: sha256_of_file(&made).unwrap(),
                 device_peak_bytes: None,
+                peak_rss_bytes: None,
             };
             self.cache.put(key, &result, &made)
         }

@@ -353,6 +353,10 @@ impl Kernels for Recorder<'_> {
         self.kernels.swiglu(gate, up)
     }
 
+    fn last_rows(&self, h: &Tensor) -> Result<Tensor> {
+        self.kernels.last_rows(h)
+    }
+
     fn logits(&self, head: &dyn PackedLinear, h: &Tensor) -> Result<Tensor> {
         self.kernels.logits(head, h)
     }

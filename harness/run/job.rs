@@ -168,6 +168,9 @@ pub struct QuantizeResult {
     /// High-water mark of what it took of a GPU's memory; empty where it worked on the CPU.
     #[serde(default)]
     pub device_peak_bytes: Option<usize>,
+    /// High-water mark of the child as the system saw it, pinned buffers and mapped files included.
+    #[serde(default)]
+    pub peak_rss_bytes: Option<u64>,
 }
 
 /// Memory of load, prefill and decode in one workload.

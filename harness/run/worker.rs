@@ -67,16 +67,19 @@ pub fn main() -> i32 {
     match result {
         Ok(()) => 0,
         Err(error) => {
-            let status = match error {
-                Error::Unsupported { .. } => Status::Unsupported,
-                Error::OutOfMemory { .. } => Status::Oom,
-                _ => Status::Error,
-            };
-            let message = error.to_string();
+            let (status, message) = (status(&error), error.to_string());
             // If the parent is gone there is nobody left to tell.
             let _ = send(&Event::Failed { status, message });
             3
         }
+    }
+}
+
+fn status(error: &Error) -> Status {
+    match error {
+        Error::Unsupported { .. } => Status::Unsupported,
+        Error::OutOfMemory(_) => Status::Oom,
+        _ => Status::Error,
     }
 }
 
@@ -144,6 +147,7 @@ fn run_quantize(job: QuantizeJob) -> Result<()> {
         packed_sha256: sha256_of_file(&job.output)
             .map_err(|e| Error::io(&job.output, e, "it was just written; is the disk full?"))?,
         device_peak_bytes: on_gpu.then(|| memory::device::peak().total_bytes),
+        peak_rss_bytes: peak_rss_bytes(),
     };
     send(&Event::Quantized(result))
 }
@@ -402,4 +406,17 @@ fn fresh_generator<'a>(decoder: &'a Decoder, turn: &Turn) -> Result<Generator<'a
     };
     run_once(&mut generator, &first_steps, &mut |_| Ok(()))?;
     Ok(generator)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_memory_is_a_status_of_its_own() {
+        let of = |error: Error| status(&error);
+        assert_eq!(of(Error::out_of_memory("loading a kernel")), Status::Oom);
+        assert_eq!(of(Error::unsupported("this", "that")), Status::Unsupported);
+        assert_eq!(of(Error::device("this", "that")), Status::Error);
+    }
 }

@@ -25,6 +25,7 @@ pub fn driver() -> Option<Arc<Spy>> {
         inner,
         launches: Mutex::default(),
         written_bytes: AtomicUsize::new(0),
+        read_bytes: AtomicUsize::new(0),
     }))
 }
 
@@ -33,6 +34,7 @@ pub struct Spy {
     inner: Arc<dyn Driver>,
     launches: Mutex<Vec<String>>,
     written_bytes: AtomicUsize,
+    read_bytes: AtomicUsize,
 }
 
 impl Spy {
@@ -45,6 +47,11 @@ impl Spy {
     pub fn take_written_bytes(&self) -> usize {
         self.written_bytes.swap(0, Relaxed)
     }
+
+    /// Bytes copied to the host since the last call, by [`Driver::read`].
+    pub fn take_read_bytes(&self) -> usize {
+        self.read_bytes.swap(0, Relaxed)
+    }
 }
 
 impl Driver for Spy {
@@ -55,6 +62,10 @@ impl Driver for Spy {
     fn launch(&self, launch: &Launch, args: &mut Args) -> Result<()> {
         self.launches.lock().unwrap().push(launch.kernel.into());
         self.inner.launch(launch, args)
+    }
+
+    fn resident_blocks(&self, kernel: &str, block: u32) -> Result<u32> {
+        self.inner.resident_blocks(kernel, block)
     }
 
     fn gemm(&self, gemm: &Gemm) -> Result<()> {
@@ -73,6 +84,11 @@ impl Driver for Spy {
     fn write(&self, bytes: &[u8], to: u64) -> Result<()> {
         self.written_bytes.fetch_add(bytes.len(), Relaxed);
         self.inner.write(bytes, to)
+    }
+
+    fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.read_bytes.fetch_add(bytes.len(), Relaxed);
+        self.inner.read(from, bytes)
     }
 
     fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
@@ -162,6 +178,10 @@ impl Driver for EmulatedDriver {
         run(self.emulation, launch, args)
     }
 
+    fn resident_blocks(&self, _kernel: &str, _block: u32) -> Result<u32> {
+        Ok(4)
+    }
+
     fn gemm(&self, gemm: &Gemm) -> Result<()> {
         if let Some(work) = self.recording.lock().unwrap().as_mut() {
             work.push(Work::Gemm(*gemm));
@@ -208,6 +228,15 @@ impl Driver for EmulatedDriver {
         self.refuse_while_recording("a copy")?;
         // SAFETY: the caller has the address from a tensor of at least this size.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
+        Ok(())
+    }
+
+    fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.refuse_while_recording("a copy")?;
+        // SAFETY: as for writing.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len())
+        };
         Ok(())
     }
 

@@ -543,6 +543,8 @@ void wait_copies(unsigned groups_left) {
     copies.erase(copies.begin(), copies.begin() + long(due));
 }
 
+/// `NUMBER` is what 16 bits of an input mean.
+template <float (*NUMBER)(uint16_t)>
 struct Mma {
     float* d;
     const unsigned* a;
@@ -556,12 +558,12 @@ struct Mma {
             unsigned group = lane / 4, pair = lane % 4 * 2;
             for (unsigned i = 0; i < 4; ++i) {
                 unsigned row = group + i % 2 * 8, k = pair + i / 2 * 8;
-                a[row][k] = half_to_float(uint16_t(own.a[i]));
-                a[row][k + 1] = half_to_float(uint16_t(own.a[i] >> 16));
+                a[row][k] = NUMBER(uint16_t(own.a[i]));
+                a[row][k + 1] = NUMBER(uint16_t(own.a[i] >> 16));
             }
             for (unsigned i = 0; i < 2; ++i) {
-                b[pair + i * 8][group] = half_to_float(uint16_t(own.b[i]));
-                b[pair + i * 8 + 1][group] = half_to_float(uint16_t(own.b[i] >> 16));
+                b[pair + i * 8][group] = NUMBER(uint16_t(own.b[i]));
+                b[pair + i * 8 + 1][group] = NUMBER(uint16_t(own.b[i] >> 16));
             }
             for (unsigned i = 0; i < 4; ++i) d[group + i / 2 * 8][pair + i % 2] = own.d[i];
         }
@@ -578,10 +580,21 @@ struct Mma {
     }
 };
 
-void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    Mma own{d, a, b};
-    collective("mma.sync", 0xffffffffu, &own, &Mma::combine, "mma", 0);
+template <float (*NUMBER)(uint16_t)>
+static void mma(float* d, const unsigned* a, const unsigned* b) {
+    Mma<NUMBER> own{d, a, b};
+    collective("mma.sync", 0xffffffffu, &own, &Mma<NUMBER>::combine, "mma", 0);
 }
+
+static float bf16_to_float(uint16_t upper) {
+    uint32_t word = uint32_t(upper) << 16;
+    float value;
+    memcpy(&value, &word, sizeof value);
+    return value;
+}
+
+void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) { mma<half_to_float>(d, a, b); }
+void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) { mma<bf16_to_float>(d, a, b); }
 
 /// Matrix i of eight rows of 16 bytes: lanes 8 i to 8 i + 7 give the addresses; lane l takes the
 /// l-th pair of halves, or of the transposed matrix.

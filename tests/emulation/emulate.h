@@ -180,6 +180,8 @@ inline unsigned vote(const char* name, unsigned mask, bool predicate, const char
 
 /// `mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32`: `d += a b`, fragments as in the PTX manual.
 void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+/// The same of BF16.
+void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
 /// `ldmatrix.sync.aligned.m8n8.x4[.trans].shared.b16`: each lane gives the address of one row.
 void ldmatrix_x4(unsigned (&d)[4], const void* row, bool transposed);
 void ldmatrix_x2(unsigned (&d)[2], const void* row, bool transposed);

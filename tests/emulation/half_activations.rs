@@ -91,6 +91,10 @@ impl Kernels for HalfActivations {
         rounded(CpuKernels.swiglu(gate, up)?)
     }
 
+    fn last_rows(&self, h: &Tensor) -> Result<Tensor> {
+        CpuKernels.last_rows(h)
+    }
+
     fn logits(&self, head: &dyn PackedLinear, h: &Tensor) -> Result<Tensor> {
         CpuKernels.logits(head, h)
     }

@@ -289,6 +289,65 @@ fn one_token_attends_over_floats() {
     }
 }
 
+/// More slices than fit the shared memory of a block at once, some of them without keys.
+#[test]
+fn slices_join_however_many_there_are() {
+    let Some(emulation) = Emulation::get() else {
+        return;
+    };
+    let (batch, heads) = (2, 3);
+    for head_dim in [16usize, 80, 256] {
+        for splits in [1usize, 5, 127, 128, 129, 300] {
+            let rows = batch * heads * splits;
+            let mut partial = numbers(rows * (head_dim + 2), 21);
+            for (i, slice) in partial.chunks_mut(head_dim + 2).enumerate() {
+                // Largest scores that differ by more than a weight can show, and positive sums.
+                slice[head_dim] *= 20.0;
+                slice[head_dim + 1] += 1.5;
+                if i % splits % 4 == 3 {
+                    slice.fill(0.0);
+                    slice[head_dim] = f32::NEG_INFINITY;
+                }
+            }
+            let found = on_every_schedule(emulation, || {
+                let from = Guarded::from(&partial);
+                let out = Guarded::<f16>::poisoned(batch * heads * head_dim);
+                emulation
+                    .launch(
+                        "attend_combine",
+                        [heads as u32, batch as u32, 1],
+                        [128, 1, 1],
+                        0,
+                        arguments![
+                            from.pointer(),
+                            out.pointer(),
+                            batch as i32,
+                            heads as i32,
+                            head_dim as i32,
+                            splits as i32
+                        ],
+                    )
+                    .unwrap();
+                to_vec(&out)
+            });
+            for (i, found) in found.iter().enumerate() {
+                let (row, channel) = (i / head_dim, i % head_dim);
+                let slices = partial.chunks(head_dim + 2);
+                let slices = || slices.clone().skip(row * splits).take(splits);
+                let at = |slice: &[f32], i: usize| f64::from(slice[i]);
+                let largest = slices().map(|s| at(s, head_dim)).fold(f64::MIN, f64::max);
+                let (mut x, mut sum) = (0.0, 0.0);
+                for slice in slices() {
+                    let factor = (at(slice, head_dim) - largest).exp2();
+                    x += factor * at(slice, channel);
+                    sum += factor * at(slice, head_dim + 1);
+                }
+                assert_rounded(*found, x / sum, 2e-6);
+            }
+        }
+    }
+}
+
 fn prefills<KV: Cached>(emulation: &Emulation) {
     for (i, shape) in shapes(&TOKENS, &PREFILL_GROUPS).enumerate() {
         let input = Input::<KV>::new(&shape, f32::NAN);

@@ -43,6 +43,36 @@ fn embedding_rows_are_widened_and_unknown_ids_are_nan() {
     }
 }
 
+#[test]
+fn the_last_row_of_each_sequence_is_taken_bit_by_bit() {
+    let Some(emulation) = Emulation::get() else {
+        return;
+    };
+    for (batch, tokens) in [(1usize, 1usize), (1, 5), (3, 1), (4, 7)] {
+        for hidden in [1usize, 7, 8, 100, 576, 4104] {
+            let mut h = random_halves(batch * tokens * hidden, 2.0, 1);
+            h[tokens * hidden - 1] = f16::NAN;
+            let found = on_every_schedule(emulation, || {
+                let from = Guarded::from(&h);
+                let last = Guarded::<f16>::poisoned(batch * hidden);
+                emulation
+                    .launch(
+                        "last_rows",
+                        [batch as u32, 1, 1],
+                        [256, 1, 1],
+                        0,
+                        arguments![from.pointer(), last.pointer(), tokens as i32, hidden as i32],
+                    )
+                    .unwrap();
+                to_vec(&last)
+            });
+            let last = h.chunks(hidden).skip(tokens - 1).step_by(tokens);
+            let expected: Vec<f16> = last.flatten().copied().collect();
+            assert!(same_bits(&found, &expected), "{batch} {tokens} {hidden}");
+        }
+    }
+}
+
 fn rms_norm(emulation: &Emulation, x: &[f32], gain: &[f16], eps: f32) -> Vec<f16> {
     let hidden = gain.len();
     let rows = x.len() / hidden;

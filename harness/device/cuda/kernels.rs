@@ -79,17 +79,25 @@ impl Kernels {
         Ok(kernels)
     }
 
+    /// The kernel called `name`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn named(&self, name: &str) -> Result<&Kernel> {
+        self.by_name.get(name).ok_or_else(|| {
+            Error::unsupported(
+                format!("this build has no kernel `{name}`"),
+                "use another precision, and please report it",
+            )
+        })
+    }
+
     /// The kernel called `name`, which takes `args`.
     ///
     /// # Errors
     /// There is none of that name, or it takes other parameters.
     pub fn get(&self, name: &str, args: &Args) -> Result<&Kernel> {
-        let Some(kernel) = self.by_name.get(name) else {
-            return Err(Error::unsupported(
-                format!("this build has no kernel `{name}`"),
-                "use another precision, and please report it",
-            ));
-        };
+        let kernel = self.named(name)?;
         match args.fits(&kernel.parameter_bytes) {
             true => Ok(kernel),
             false => Err(Error::device(

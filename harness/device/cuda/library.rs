@@ -2,6 +2,7 @@
 //! and its workspace with each call, so nothing is allocated behind our back.
 
 use super::driver::{CudaStream, sys::CUdeviceptr};
+use super::fault::{Status, told};
 use crate::device::gemm::{ColumnMajor, Layout};
 use crate::device::{Gemm, GemmKind};
 use crate::{Error, Result};
@@ -268,7 +269,9 @@ fn matrix(dtype: sys::cudaDataType, layout: &Layout) -> Result<Matrix, CublasErr
     Ok(Owned(handle, result::destroy_matrix_layout))
 }
 
-/// The workspace, and how addresses are aligned: the library assumes 256 bytes unless told.
+/// The workspace, how addresses are aligned (the library assumes 256 bytes unless told), and that
+/// partial sums, where k is divided, are added as what they are: other schemes round them to the
+/// type of the output first.
 fn preference(
     product: &ColumnMajor,
     workspace_bytes: usize,
@@ -282,7 +285,11 @@ fn preference(
         (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, d),
         (CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, d),
     ];
-    // SAFETY: the workspace's size is 64 bits wide, alignments 32
+    let reduction = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+    let numbers = alignments
+        .into_iter()
+        .chain([(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction)]);
+    // SAFETY: the workspace's size is 64 bits wide, alignments and the mask 32
     // (cublasLtMatmulPreferenceAttributes_t).
     unsafe {
         result::set_matmul_pref_attribute(
@@ -291,8 +298,8 @@ fn preference(
             (&raw const workspace_bytes).cast(),
             size_of::<usize>(),
         )?;
-        for (attribute, bytes) in alignments {
-            let value = std::ptr::from_ref(bytes).cast();
+        for (attribute, number) in numbers {
+            let value = std::ptr::from_ref(number).cast();
             result::set_matmul_pref_attribute(preference.0, attribute, value, size_of::<u32>())?;
         }
     }
@@ -309,9 +316,10 @@ fn no_algorithm(gemm: &Gemm, error: CublasError) -> Error {
     )
 }
 
-fn fault(doing: &str, error: impl std::fmt::Display) -> Error {
-    Error::device(
+fn fault(doing: &str, error: impl Status + std::fmt::Display) -> Error {
+    told(
         format!("{doing}: {error}"),
+        &error,
         "see that the CUDA libraries found at run time are those of the build",
     )
 }

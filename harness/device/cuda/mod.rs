@@ -17,12 +17,13 @@ mod upload;
 
 use super::requirements::version_of;
 use super::{Args, DeviceInfo, Driver, Gemm, Graph, Launch, PoolUsage};
+use crate::error::Shortage;
 use crate::{Error, Result};
 use candle_core::cuda_backend::CudaStorageSlice as Slice;
 use candle_core::cuda_backend::cudarc::driver;
 use candle_core::{CudaDevice, DType, Device, Shape, Storage, Tensor};
 use driver::{CudaContext, CudaStream, DevicePtr, DriverError, result, sys};
-use fault::{fault, is_out_of_memory};
+use fault::{Status, fault, told};
 use kernels::Kernels;
 use library::Library;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -78,8 +79,9 @@ impl CudaDriver {
         kernels::code_for(&id, info.compute_capability, driver)?;
         // candle opens its libraries here too: a device without memory left fails now.
         let cuda = CudaDevice::new_with_stream(ordinal).map_err(|e| {
-            Error::device(
+            told(
                 format!("{id}: opening it: {e}"),
+                &e,
                 "see that no other process fills it or has it for itself (nvidia-smi)",
             )
         })?;
@@ -144,6 +146,17 @@ impl CudaDriver {
     }
 }
 
+impl Drop for CudaDriver {
+    /// After a kernel's fault every call fails, and candle's device panics where closing one of
+    /// its libraries does: that would hide what the fault said. So a device that no longer answers
+    /// is left to the end of the process.
+    fn drop(&mut self) {
+        if self.stream.synchronize().is_err() {
+            std::mem::forget(self.device.clone());
+        }
+    }
+}
+
 impl Driver for CudaDriver {
     fn device(&self) -> &Device {
         &self.device
@@ -189,6 +202,28 @@ impl Driver for CudaDriver {
             .map_err(|e| self.fault(format_args!("starting {launch:?}"), e))
     }
 
+    fn resident_blocks(&self, kernel: &str, block: u32) -> Result<u32> {
+        let function = self.kernels.named(kernel)?.function;
+        let mut blocks = 0;
+        let bound = self.stream.context().bind_to_thread();
+        bound
+            .and_then(|()| {
+                // SAFETY: the function belongs to a loaded module.
+                unsafe {
+                    let block = block as i32;
+                    sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                        &mut blocks,
+                        function,
+                        block,
+                        0,
+                    )
+                }
+                .result()
+            })
+            .map_err(|e| self.fault(format_args!("asking how `{kernel}` fits"), e))?;
+        Ok(blocks as u32)
+    }
+
     fn gemm(&self, gemm: &Gemm) -> Result<()> {
         let bound = self.stream.context().bind_to_thread();
         bound.map_err(|e| self.fault("starting a product", e))?;
@@ -211,10 +246,21 @@ impl Driver for CudaDriver {
 
     fn allocate(&self, shape: &Shape, dtype: DType, zeroed: bool) -> Result<Tensor> {
         self.not_recording("an allocation")?;
-        let tensor = match zeroed {
+        let make = || match zeroed {
             true => Tensor::zeros(shape, dtype, &self.device),
             // SAFETY: the caller writes before it reads.
             false => unsafe { Tensor::empty(shape, dtype, &self.device) },
+        };
+        let tensor = match make() {
+            // The pool may hold what is free in pieces that do not serve: the device gets them
+            // back, once what was started no longer uses them.
+            Err(e) if e.is_out_of_memory() => {
+                self.synchronize()?;
+                let given = pool::give_back(self.stream.context());
+                given.map_err(|e| self.fault("giving back free memory", e))?;
+                make()
+            }
+            made => made,
         };
         let bytes = shape.elem_count() * dtype.size_in_bytes();
         tensor.map_err(|e| no_memory(self.stream.context(), e, bytes))
@@ -233,6 +279,18 @@ impl Driver for CudaDriver {
             unsafe { staging.copy(&self.stream, bytes, to) }
         };
         copy().map_err(|e| self.fault("copying to the device", e))
+    }
+
+    fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.not_recording("a copy to the host")?;
+        let stream = &self.stream;
+        let started = stream.context().bind_to_thread().and_then(|()| {
+            // SAFETY: that there is as much at `from` is the promise of the caller; the bytes are
+            // borrowed until the copy has ended.
+            unsafe { result::memcpy_dtoh_async(bytes, from, stream.cu_stream()) }
+        });
+        let ended = started.and_then(|()| stream.synchronize());
+        ended.map_err(|e| self.fault("copying from the device", e))
     }
 
     fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
@@ -271,16 +329,16 @@ impl Driver for CudaDriver {
 
 /// Why `bytes` could not be had.
 fn no_memory(context: &CudaContext, error: candle_core::Error, bytes: usize) -> Error {
-    if !is_out_of_memory(&error) {
+    if !error.is_out_of_memory() {
         return error.into();
     }
     let requested_bytes = bytes as u64;
     let free_bytes = pool::free_bytes(context).unwrap_or(0);
-    Error::OutOfMemory {
+    Error::OutOfMemory(Shortage::Buffer {
         requested_bytes,
         free_bytes,
         missing_bytes: requested_bytes.saturating_sub(free_bytes),
-    }
+    })
 }
 
 /// The CUDA version that the driver knows, and what the device is.
@@ -307,6 +365,8 @@ fn info(id: &str, ordinal: usize) -> Result<((u32, u32), DeviceInfo), DriverErro
         total_bytes: total_bytes as u64,
         max_shared_bytes: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         driver_version: format!("CUDA {}.{}", driver.0, driver.1),
+        exclusive: attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_MODE)?
+            == sys::CUcomputemode_enum::CU_COMPUTEMODE_EXCLUSIVE_PROCESS as u32,
     };
     Ok((driver, info))
 }

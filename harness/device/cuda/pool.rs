@@ -1,7 +1,10 @@
 //! The device's stream-ordered memory pool, and the memory of graphs beside it.
 //!
 //! CUDA driver API, "Stream Ordered Memory Allocator": `CUmemPool_attribute`; "Graph Management":
-//! `CUgraphMem_attribute`. A high-water mark falls back to what is in use when zero is written.
+//! `CUgraphMem_attribute`. The latter counts what nodes of graphs allocate, and ours may have no
+//! such node: it shows that they have none. What the driver itself takes for a recorded graph is in
+//! neither, only in what the device has less of. A high-water mark falls back to what is in use when
+//! zero is written.
 
 use super::driver::{CudaContext, DriverError, result, sys};
 use crate::device::PoolUsage;
@@ -9,7 +12,7 @@ use sys::CUgraphMem_attribute_enum::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH as GRAPH
 use sys::CUmemPool_attribute_enum::*;
 
 /// The pool returns nothing to the device on its own: a later phase finds what it needs, and no
-/// measurement pays for getting it again.
+/// measurement pays for getting it again. [`give_back`] does, where memory runs out.
 pub fn keep_memory(context: &CudaContext) -> Result<(), DriverError> {
     write(pool(context)?, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)
 }
@@ -35,6 +38,12 @@ pub fn reset_peak(context: &CudaContext) -> Result<(), DriverError> {
     // SAFETY: the attribute is of 64 bits.
     unsafe { sys::cuDeviceSetGraphMemAttribute(device, GRAPH_HIGH, (&raw mut zero).cast()) }
         .result()
+}
+
+/// Returns to the device all that is not in use.
+pub fn give_back(context: &CudaContext) -> Result<(), DriverError> {
+    // SAFETY: the pool is the device's own.
+    unsafe { result::mem_pool::trim_to(pool(context)?, 0) }
 }
 
 /// Free on the device, or held by the pool and not in use.

@@ -7,6 +7,7 @@ use super::telemetry::Watched;
 use crate::measure::divergence::WindowDivergence;
 use crate::measure::doubts;
 use crate::measure::medians;
+use crate::measure::meter::DeviceMemory;
 use crate::measure::quality::WindowScore;
 use crate::measure::roofline::Cost;
 use crate::measure::speed::{Sample, Workload};
@@ -42,8 +43,8 @@ pub(super) struct Cell {
     pub(super) measured: bool,
     /// What its model asks of a machine, once its measuring child has told.
     pub(super) cost: Option<Cost>,
-    /// All memory of the GPU that it was measured on.
-    pub(super) device_total_bytes: Option<u64>,
+    /// What the GPU that it was measured on has told.
+    pub(super) device: Option<DeviceMemory>,
     /// What its weights would take in the format that they were made for, where they are run in
     /// another.
     pub(super) declared: Option<Declared>,
@@ -86,6 +87,7 @@ impl Cell {
         }
         self.detail.quantize_peak_bytes = Some(result.peak_bytes as u64);
         self.detail.quantize_device_peak_bytes = result.device_peak_bytes.map(|n| n as u64);
+        self.detail.quantize_peak_rss_bytes = result.peak_rss_bytes;
         self.detail.packed_sha256 = result.packed_sha256.clone();
         let doubts = self.method.doubts(&result.notes).into_iter();
         let doubts = doubts.map(|words| Warning::Method { words });
@@ -103,7 +105,7 @@ impl Cell {
             point.declare(declared, m, &mut peak_bytes_by_phase);
         }
         self.cost = Some(m.cost.clone());
-        self.device_total_bytes = m.device_memory.map(|d| d.total_bytes);
+        self.device = m.device_memory;
         if first {
             self.detail.peak_bytes_by_phase = peak_bytes_by_phase;
             self.detail.other_parts_bytes = m.other_parts_bytes.clone();

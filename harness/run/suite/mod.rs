@@ -664,7 +664,7 @@ impl<'a> Suite<'a> {
             took_s: 0.0,
             measured: false,
             cost: None,
-            device_total_bytes: None,
+            device: None,
             timed: timed && declared.is_none(),
             declared,
             title: match self.options.kv.len() {

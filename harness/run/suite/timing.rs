@@ -11,6 +11,7 @@ use super::super::progress::Stage;
 use super::Suite;
 use super::cell::{Point, State, Step, lost};
 use crate::Result;
+use crate::measure::meter::DeviceMemory;
 use crate::measure::telemetry::Telemetry;
 use crate::report::record::{Status, StopRule};
 use crate::report::warning::Phase;
@@ -29,6 +30,22 @@ struct Turn {
 /// More than the context of a process on a GPU takes.
 const CONTEXT_BYTES: u64 = 1 << 30;
 
+/// Whether children that take so much at most may live at the same time.
+fn fit_together(peaks: &[u64], on_gpu: Option<DeviceMemory>, available: Option<u64>) -> bool {
+    let needed: u64 = peaks.iter().sum();
+    let (free, needed) = match on_gpu {
+        // A second process would get no context.
+        Some(device) if device.exclusive && peaks.len() > 1 => return false,
+        // Every process on a GPU has a context beside what it asked for.
+        Some(device) => (
+            Some(device.total_bytes),
+            needed + CONTEXT_BYTES * peaks.len() as u64,
+        ),
+        None => (available, needed),
+    };
+    free.is_none_or(|free| needed < free / 5 * 4)
+}
+
 impl Suite<'_> {
     /// Times every measured point, in turns. `false` if the user asked to stop.
     pub(super) fn time_cells(&mut self) -> Result<bool> {
@@ -45,17 +62,9 @@ impl Suite<'_> {
             let peaks = turns.iter().map(|t| self.point(t).row.peak_memory_bytes);
             peaks.max().flatten().unwrap_or(0)
         };
-        let needed: u64 = precisions.iter().map(largest).sum();
-        let on_gpu = self.cells.iter().find_map(|c| c.device_total_bytes);
-        let (free, needed) = match on_gpu {
-            // Every process on a GPU has a context beside what it asked for.
-            Some(total) => (
-                Some(total),
-                needed + CONTEXT_BYTES * precisions.len() as u64,
-            ),
-            None => (host::available_memory_bytes(), needed),
-        };
-        let together = free.is_none_or(|free| needed < free / 5 * 4);
+        let peaks: Vec<u64> = precisions.iter().map(largest).collect();
+        let on_gpu = self.cells.iter().find_map(|c| c.device);
+        let together = fit_together(&peaks, on_gpu, host::available_memory_bytes());
         let most = self.options.max_reps;
         for turn in precisions.iter().flatten() {
             let key = self.turn_key(turn.cell, turn.point);
@@ -396,6 +405,27 @@ impl Progress<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn children_live_together_where_memory_and_device_let_them() {
+        let gib = |n: u64| n << 30;
+        assert!(fit_together(&[gib(3), gib(4)], None, Some(gib(10))));
+        assert!(!fit_together(&[gib(4), gib(5)], None, Some(gib(10))));
+        assert!(fit_together(&[gib(4), gib(5)], None, None));
+        let device = DeviceMemory {
+            total_bytes: gib(80),
+            ..DeviceMemory::default()
+        };
+        // What the host has free is no concern of a GPU's; the contexts are.
+        assert!(fit_together(&[gib(30), gib(30)], Some(device), Some(0)));
+        assert!(!fit_together(&[gib(31), gib(31)], Some(device), None));
+        let exclusive = Some(DeviceMemory {
+            exclusive: true,
+            ..device
+        });
+        assert!(!fit_together(&[gib(1), gib(1)], exclusive, None));
+        assert!(fit_together(&[gib(1)], exclusive, None));
+    }
 
     #[test]
     fn passes_make_the_least_in_as_many_and_never_more_than_the_most() {
