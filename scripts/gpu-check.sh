@@ -71,6 +71,7 @@ quantbench=${CARGO_TARGET_DIR:-target}/release/quantbench
 
 on_device() { QUANTBENCH_TEST_DEVICE=$device "$@"; }
 
+check "SmolLM2 is there" scripts/fetch-smollm2.sh
 check "tests on $device" on_device "$tests" --nocapture --test-threads 1
 check "quantizing on $device" on_device "$quantize_tests" --nocapture --test-threads 1
 check "graph and no-graph tokens are equal" on_device "$tests" --exact a_recorded_step_chooses_the_same_tokens
@@ -128,7 +129,6 @@ capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader -i "${devi
 timed=fp16,fp8,int8,rtn-int4,int8-w8a8
 if [ "$capability" -ge 89 ]; then precisions+=,fp8-w8a8 timed+=,fp8-w8a8; fi
 check "perplexity of the embedded model" perplexities embedded --precisions "$precisions"
-check "SmolLM2 is there" scripts/fetch-smollm2.sh
 check "perplexity of SmolLM2" perplexities smollm2 --precisions "$precisions" \
     --model models/smollm2-135m-instruct-q4_1.gguf --limit 24 --calibration-limit 32
 
