@@ -3,6 +3,7 @@
 #
 #   scripts/gate-check.sh OUT aa       1,000 simulated comparisons of equal runs (half a minute)
 #   scripts/gate-check.sh OUT pairs    20 pairs of the same build, measured in turns
+#   scripts/gate-check.sh OUT judge    the same runs compared again, by another build
 #   scripts/gate-check.sh OUT planted  four regressions, 20 times each; needs the runs of `pairs`
 #   scripts/gate-check.sh OUT all      the three, one after the other
 #
@@ -19,8 +20,8 @@
 #   AA_COUNT  comparisons [1000]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${1:?usage: scripts/gate-check.sh OUT aa|pairs|planted|all}
-step=${2:?usage: scripts/gate-check.sh OUT aa|pairs|planted|all}
+out=${1:?usage: scripts/gate-check.sh OUT aa|pairs|judge|planted|all}
+step=${2:?usage: scripts/gate-check.sh OUT aa|pairs|judge|planted|all}
 pairs=${PAIRS:-20}
 repeats=${REPEATS:-3}
 workload="--prompt-tokens 128 --gen-tokens 32 --reps 40 --processes 10 --no-roofline"
@@ -48,7 +49,6 @@ measure() { # OUT TURNS
 number() { printf %02d "$1"; }
 
 pairs() {
-    local files=()
     for i in $(seq "$pairs"); do
         local pair=$work/pairs/$(number "$i")
         rm -rf "$pair"
@@ -62,6 +62,14 @@ pairs() {
             measure "$pair/${sides[1]}/$r" "$pair/turns-$r"
             wait $!
         done
+    done
+    judge
+}
+
+judge() {
+    local files=()
+    for i in $(seq "$pairs"); do
+        local pair=$work/pairs/$(number "$i")
         "$quantbench" compare --repeated --format json --output "$pair.json" "$pair/base" "$pair/new" || true
         files+=("$pair.json")
     done
@@ -127,7 +135,7 @@ planted() {
 }
 
 case $step in
-aa | pairs | planted) "$step" ;;
+aa | pairs | judge | planted) "$step" ;;
 all)
     fine=0
     aa || fine=1
@@ -136,7 +144,7 @@ all)
     exit $fine
     ;;
 *)
-    echo "unknown step $step: aa, pairs, planted or all" >&2
+    echo "unknown step $step: aa, pairs, judge, planted or all" >&2
     exit 2
     ;;
 esac

@@ -677,12 +677,15 @@ fn repeated_runs_show_what_repetitions_hide() {
     assert!(stdout(&mixed).contains("between repeated runs of NEW"));
 }
 
+/// Of the run of a pair.
+type Edit = dyn Fn(usize, &mut Tables);
+
 #[test]
 fn runs_that_took_turns_are_compared_repetition_by_repetition() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     // Eight pairs on a machine that slows by up to 70 %, in some pairs more than in others.
-    let write = |side: &str, factor: f64, edit: &dyn Fn(usize, &mut Tables)| {
+    let write = |side: &str, factor: f64, edit: &Edit| {
         for pair in 0..8 {
             let mut run = made_up();
             run.info.started_at = format!("2026-11-27T10:{pair:02}:00Z");
@@ -703,7 +706,7 @@ fn runs_that_took_turns_are_compared_repetition_by_repetition() {
             run.write(&at(side).join(name.to_string())).unwrap();
         }
     };
-    let as_it_is: &dyn Fn(usize, &mut Tables) = &|_, _| {};
+    let as_it_is: &Edit = &|_, _| {};
     write("base", 1.0, as_it_is);
     let json = || -> Value {
         let output = compare(&at("base"), &at("new"), &["--repeated", "--format", "json"]);
@@ -723,7 +726,7 @@ fn runs_that_took_turns_are_compared_repetition_by_repetition() {
     write("new", 1.0, as_it_is);
     assert_eq!(json()["exit_code"], 0);
     // Without turns, the same numbers show nothing: of another file, of none, or at other times.
-    let apart: [&dyn Fn(usize, &mut Tables); 3] = [
+    let apart: [&Edit; 3] = [
         &|_, run| {
             let own = "/tmp/own".into();
             run.info.options.insert("turns".into(), own);

@@ -12,6 +12,8 @@ use rand_chacha::ChaCha8Rng;
 
 /// Fewest repetitions per side from which the scatter of a median can be told.
 pub const LEAST_REPETITIONS: usize = 5;
+/// Values up to which the distribution of their signed ranks is counted out.
+const MOST_EXACT_RANKS: usize = 60;
 /// Resamples of a median, of which only the scatter is needed.
 const MEDIAN_RESAMPLES: usize = 2_000;
 /// The same data always give the same decision.
@@ -115,11 +117,14 @@ pub fn ratio_of_runs(base: &[f64], new: &[f64], run_noise: f64, tail: f64) -> Op
     Some(around(value, variance, freedom, tail))
 }
 
-/// Speed of `new` over that of `base`, from pairs of runs that took turns (`base[i]` with
+/// Speed of `new` over that of `base`, from pairs of processes that took turns (`base[i]` with
 /// `new[i]`); `None` for a single pair of fewer than [`LEAST_REPETITIONS`].
 ///
 /// A pair gives the median of the ratios of its repetitions, k-th to k-th: what slows both alike
-/// is out. Student's interval of the logarithm from how the pairs scatter, but no less than
+/// is out. Of enough pairs, the median of the means of any two (Hodges and Lehmann 1963) with the
+/// interval of Wilcoxon's signed ranks, which asks of the logarithms that they scatter
+/// symmetrically, as those of equal builds do, and of nothing else: some processes are slow for
+/// life. Fewer: Student's interval of the logarithm from how the pairs scatter, but no less than
 /// `run_noise`; of a single pair from the bootstrap of its median and `run_noise` of both.
 pub fn ratio_in_turns(
     base: &[Vec<f64>],
@@ -146,10 +151,52 @@ pub fn ratio_in_turns(
         .iter()
         .map(|ratios| median(ratios).map(f64::ln))
         .collect::<Option<_>>()?;
+    if let Some(rank) = signed_rank(logs.len(), tail) {
+        let mut means = vec![];
+        for (i, a) in logs.iter().enumerate() {
+            means.extend(logs[i..].iter().map(|b| (a + b) / 2.0));
+        }
+        means.sort_by(f64::total_cmp);
+        return Some(Estimate {
+            value: quantile(&means, 0.5).exp(),
+            low: means[rank - 1].exp(),
+            high: means[means.len() - rank].exp(),
+        });
+    }
     let n = logs.len() as f64;
     let scatter = standard_deviation(&logs)?.powi(2).max(noise);
     let value = (logs.iter().sum::<f64>() / n).exp();
     Some(around(value, scatter / n, n - 1.0, tail))
+}
+
+/// The largest rank `k` such that the `k`-th smallest to the `k`-th largest mean of two of `n`
+/// values miss the middle of their symmetric distribution with a chance of at most `tail` on
+/// either side; `None` where even the smallest and the largest do so more often. Exact up to
+/// [`MOST_EXACT_RANKS`] values, after that by the normal approximation of the signed-rank sum.
+fn signed_rank(n: usize, tail: f64) -> Option<usize> {
+    if 0.5f64.powi(n as i32) > tail {
+        return None;
+    }
+    if n > MOST_EXACT_RANKS {
+        let n = n as f64;
+        let (mean, variance) = (n * (n + 1.0) / 4.0, n * (n + 1.0) * (2.0 * n + 1.0) / 24.0);
+        return Some((mean - normal_quantile(tail) * variance.sqrt()) as usize);
+    }
+    // Chance of each sum of those of the ranks 1 to n whose sign is positive, all signs being
+    // equally likely.
+    let mut chances = vec![1.0];
+    for rank in 1..=n {
+        let sums = chances.len() + rank;
+        let at = |sum: usize| chances.get(sum).copied().unwrap_or(0.0);
+        let next = |sum: usize| 0.5 * (at(sum) + sum.checked_sub(rank).map_or(0.0, at));
+        chances = (0..sums).map(next).collect();
+    }
+    let mut below = 0.0;
+    let rarer = chances.iter().take_while(|chance| {
+        below += **chance;
+        below <= tail
+    });
+    Some(rarer.count())
 }
 
 fn around(value: f64, log_variance: f64, freedom: f64, tail: f64) -> Estimate {
@@ -302,6 +349,32 @@ mod tests {
     }
 
     #[test]
+    fn signed_ranks_are_those_of_printed_tables() {
+        // Largest sums that are significant on one side, plus one: n, chance, rank.
+        for (n, tail, rank) in [
+            (8, 0.025, 4),
+            (10, 0.025, 9),
+            (10, 0.005, 4),
+            (12, 0.01, 10),
+            (20, 0.025, 53),
+            (20, 0.005, 38),
+            (50, 0.025, 435),
+            (50, 0.005, 374),
+        ] {
+            assert_eq!(signed_rank(n, tail), Some(rank), "{n} {tail}");
+        }
+        assert_eq!(signed_rank(9, 0.001), None);
+        assert_eq!(signed_rank(10, 0.001), Some(1));
+        // Where counting ends the approximation is close.
+        let (exact, approximate) = (signed_rank(60, 0.001), signed_rank(61, 0.001));
+        assert!(
+            exact.is_some() && exact < approximate,
+            "{exact:?} {approximate:?}"
+        );
+        assert!(approximate.unwrap() < exact.unwrap() + 40);
+    }
+
+    #[test]
     fn what_slows_both_sides_of_a_pair_is_no_change() {
         // Eight pairs; the machine is slower by up to a half in some, and in every third turn.
         let run = |pair: usize, factor: f64| -> Vec<f64> {
@@ -328,6 +401,19 @@ mod tests {
         assert_eq!(one(LEAST_REPETITIONS - 1), None);
         let wide = one(12).unwrap();
         assert!(wide.high < 1.0 && wide.low < found.low, "{wide:?}");
+        // A quarter of the processes slow for life moves the middle little, and the mean a lot.
+        let halves =
+            |run: &[f64]| -> Vec<Vec<f64>> { run.chunks(4).map(<[f64]>::to_vec).collect() };
+        let of_processes = |side: &[Vec<f64>]| -> Vec<Vec<f64>> {
+            side.iter().flat_map(|run| halves(run)).collect()
+        };
+        let (base, mut slower) = (of_processes(&base), of_processes(&slower));
+        for process in slower.iter_mut().step_by(4) {
+            process.iter_mut().for_each(|speed| *speed *= 0.7);
+        }
+        let found = ratio_in_turns(&base, &slower, 0.01, 0.001).unwrap();
+        assert!((found.value - 0.893).abs() < 0.02, "{found:?}");
+        assert!(found.high < 0.93 && found.low > 0.7, "{found:?}");
         // Pairs that agree by luck are trusted no further than the stated noise.
         let lucky = ratio_in_turns(&side(1.0, 0)[..2], &side(0.9, 0)[..2], 0.02, 0.01).unwrap();
         assert!(lucky.high > 1.0, "{lucky:?}");

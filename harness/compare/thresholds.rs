@@ -15,8 +15,8 @@
 //! - `run_noise` 2 %: how far medians of the same build scatter from run to run on a machine that
 //!   does nothing else. It is the least that is assumed: what the repetitions of a run spread, or
 //!   repeated runs scatter, is taken into account beside it (`scripts/gate-check.sh OUT pairs`
-//!   measures a machine's; a shared virtual machine was seen at ten times that, where a decision
-//!   needs `--repeated` runs).
+//!   measures a machine's; a shared virtual machine was seen at five times that, where a decision
+//!   needs runs that take turns).
 //! - `false_alarms` 1 %: of a hundred comparisons of equal builds, one may alarm. It is shared
 //!   equally among all decisions of a comparison (Bonferroni), so that more cells do not mean
 //!   more false alarms.

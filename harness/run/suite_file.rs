@@ -63,7 +63,7 @@ const EMBEDDED: &str = "embedded";
 /// Tables that are no option.
 const TABLES: [&str; 2] = ["precision", "compare"];
 /// Options that make no sense inside a file.
-const OUTSIDE: [&str; 5] = ["suite", "dry-run", "force", "quiet", "help"];
+const OUTSIDE: [&str; 6] = ["suite", "dry-run", "force", "quiet", "turns", "help"];
 /// Values that a range may stand for.
 const MOST_VALUES: usize = 1000;
 
