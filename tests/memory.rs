@@ -2,7 +2,7 @@
 
 mod common;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use common::{cpu, packed};
 use quantbench::measure::speed::{Workload, run_once};
 use quantbench::memory::{self, Bracket, CountingAllocator, Part};
@@ -12,6 +12,7 @@ use quantbench::model::synthetic;
 use quantbench::packed::{FormatSpec, PackedLinear, Stored};
 use quantbench::quant;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 #[global_allocator]
@@ -189,6 +190,43 @@ fn a_planted_leak_raises_the_peak_by_its_size() {
     let raised = leaking as i64 - sound as i64;
     println!("peak {sound} bytes, with the leak {leaking}");
     assert!((raised - (1 << 20)).abs() < 16 * 1024, "raised by {raised}");
+}
+
+#[test]
+fn the_peak_does_not_depend_on_which_threads_are_awake() {
+    let _alone = alone();
+    let loaded = packed(None, "int8", 300);
+    let weight = &loaded.decoder.blocks[0].q.weight;
+    let x = Tensor::zeros((256, weight.shape().1), DType::F32, &Device::Cpu).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build();
+    let pool = pool.unwrap();
+    let workspace_bytes = |other_is_busy: bool| {
+        pool.install(|| {
+            let (started, done) = (AtomicBool::new(!other_is_busy), AtomicBool::new(false));
+            rayon::scope(|scope| {
+                if other_is_busy {
+                    scope.spawn(|_| {
+                        started.store(true, SeqCst);
+                        while !done.load(SeqCst) {
+                            std::thread::yield_now();
+                        }
+                    });
+                }
+                while !started.load(SeqCst) {
+                    std::thread::yield_now();
+                }
+                let bracket = Bracket::open();
+                weight.forward(&x).unwrap();
+                done.store(true, SeqCst);
+                bracket.peak().workspace_bytes
+            })
+        })
+    };
+    let alone = workspace_bytes(true);
+    assert!(alone > 0);
+    for _ in 0..20 {
+        assert_eq!(workspace_bytes(false), alone);
+    }
 }
 
 #[test]

@@ -25,8 +25,8 @@ use rows::{Elements, Rows, Scales};
 use std::hint::black_box;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 /// Inputs up to which the fused kernel runs; more of them repay unpacking a tile.
 pub const FUSED_ROWS: usize = 8;
@@ -261,7 +261,7 @@ fn product(w: impl Rows, x: &[f32], rows: usize, y: &mut [MaybeUninit<f32>]) -> 
         let step = (FUSED_TASK / (rows * k_in).max(1))
             .max(1)
             .next_multiple_of(BLOCK);
-        split(n_out, step, parallel, |weight_rows| {
+        split(n_out, step, parallel, |_, weight_rows| {
             // SAFETY: `path` is available, the slices have the lengths asserted above, and
             // `split` hands out disjoint ranges of weight rows.
             unsafe { paths::fused(path, w, weight_rows, p) }
@@ -270,8 +270,12 @@ fn product(w: impl Rows, x: &[f32], rows: usize, y: &mut [MaybeUninit<f32>]) -> 
         let tile = Tile::new(k_in);
         // Small matrices still give every core of a desktop something to do.
         let step = n_out.div_ceil(16).next_multiple_of(BLOCK).min(tile.rows);
-        split(n_out, step, parallel, |weight_rows| {
-            let mut workspace = workspace(tile.len());
+        // All of them now: memory shall not depend on which threads were awake.
+        let workspaces: Vec<Mutex<Vec<f32>>> = (0..workers(n_out, step, parallel))
+            .map(|_| Mutex::new(workspace(tile.len())))
+            .collect();
+        split(n_out, step, parallel, |worker, weight_rows| {
+            let mut workspace = lock(&workspaces[worker]);
             // SAFETY: as above; the workspace has room for `tile.len()` numbers, of which the
             // kernel reads only what it has written.
             unsafe { paths::tile(path, w, weight_rows, p, tile, workspace.as_mut_ptr()) }
@@ -308,21 +312,32 @@ pub fn read(data: &[f32]) -> Result<()> {
     Ok(())
 }
 
-/// Runs `task` on ranges of `step` rows that cut `0..n`, each once.
-fn split(n: usize, step: usize, parallel: bool, task: impl Fn(Range<usize>) + Sync) {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// How many workers [`split`] has.
+fn workers(n: usize, step: usize, parallel: bool) -> usize {
     let tasks = n.div_ceil(step);
-    let helpers = match parallel {
-        true => rayon::current_num_threads().min(tasks).saturating_sub(1),
-        false => 0,
-    };
-    let next = AtomicUsize::new(0);
+    match parallel {
+        true => rayon::current_num_threads().min(tasks).max(1),
+        false => 1,
+    }
+}
+
+/// Runs `task` on ranges of `step` rows that cut `0..n`, each once. Its first argument is the
+/// worker, from 0: no two tasks of one run at the same time.
+fn split(n: usize, step: usize, parallel: bool, task: impl Fn(usize, Range<usize>) + Sync) {
+    let helpers = workers(n, step, parallel) - 1;
+    let (next, entered) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || {
+        let worker = entered.fetch_add(1, Ordering::Relaxed);
         loop {
             let start = next.fetch_add(1, Ordering::Relaxed) * step;
             if start >= n {
                 break;
             }
-            task(start..(start + step).min(n));
+            task(worker, start..(start + step).min(n));
         }
     };
     // The caller works too instead of waiting for helpers to wake up.
@@ -339,7 +354,7 @@ fn even_step(rows: usize, most: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
 }
 
-/// Room for `len` F32 numbers, for one task: the only allocation of a kernel.
+/// Room for `len` F32 numbers, for one worker: the only allocation of a kernel.
 fn workspace(len: usize) -> Vec<f32> {
     assert!(len * size_of::<f32>() <= WORKSPACE_BYTES);
     memory::scope(Part::Workspace, || Vec::with_capacity(len))

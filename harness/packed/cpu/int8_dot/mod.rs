@@ -90,7 +90,7 @@ fn product(kernel: Kernel, w: Weights, x: &[f32], rows: usize, y: &mut [MaybeUni
         };
         let parallel = x.len() * n_out >= super::SERIAL;
         let task = task.next_multiple_of(BLOCK);
-        super::split(n_out, task, parallel, |weight_rows| {
+        super::split(n_out, task, parallel, |_, weight_rows| {
             // SAFETY: the kernel is available, `x` and `y` have the lengths that `output` made
             // sure of, and `split` hands out disjoint ranges of at most `TASK_ROWS` weight rows.
             unsafe { kernel.multiply(p, weight_rows) }
