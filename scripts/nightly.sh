@@ -38,6 +38,7 @@ measured() {
     fi
 }
 
+mkdir -p "$reports/nightly"
 for i in $(seq "$runs"); do
     code=0
     if [ -n "${AGAINST:-}" ]; then
