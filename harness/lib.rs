@@ -16,6 +16,7 @@ pub mod formats;
 pub mod hash;
 pub mod history;
 pub mod hub;
+mod lock;
 pub mod measure;
 pub mod memory;
 pub mod model;

@@ -15,6 +15,7 @@ use quantbench::model::kv_cache::KvPrecision;
 use quantbench::model::tokenizer::Tokenizer;
 use quantbench::report::Tables;
 use quantbench::report::record::{ResultRow, Status};
+use quantbench::report::warning::Warning;
 use quantbench::{Result, data};
 use std::fs;
 use std::path::Path;
@@ -319,15 +320,16 @@ fn a_budget_limits_what_is_compared_and_options_leave_it_out() {
 
     let tables = with(&["--kl-cache", "3M"]);
     assert_eq!(row(&tables, "int8").kl_tokens, None);
+    let warning = Warning::NothingCompared {
+        most_bytes: 3 << 20,
+        protocol: "gptq-v1@512".into(),
+    };
     assert!(
-        tables
-            .info
-            .warnings
-            .iter()
-            .any(|w| w.contains("--kl-cache")),
+        tables.info.warnings.contains(&warning.to_string()),
         "{:?}",
         tables.info.warnings
     );
+    assert!(tables.info.machine_warnings.contains(&warning));
 
     let tables = with(&["--no-kl"]);
     let compared = row(&tables, "int8");

@@ -8,7 +8,7 @@ use quantbench::report::Tables;
 use std::path::Path;
 
 const PRECISIONS: &str = "fp32,fp16,fp8,fp8-w8a8,int8,int8-w8a8,int8-tensor,rtn-int4,awq-int4,\
-                          gptq-int4,gptq-int4-noao,rtn-int3,awq-int3,gptq-int3";
+                          gptq-int4,rtn-int3,awq-int3,gptq-int3";
 
 /// The pairwise differences of a run over all texts.
 struct Costs(Tables);
@@ -64,8 +64,6 @@ impl Costs {
         assert!(low <= 0.0, "awq-int4 is worse than rtn-int4");
         let (mean, _, _) = show("rtn-int4", "gptq-int4");
         assert!(mean < 0.0, "gptq-int4 does not beat rtn-int4");
-        // Without act-order GPTQ can lose to rounding (see reports/README.md): shown, not required.
-        show("rtn-int4", "gptq-int4-noao");
         let (floor, floor_low, _) = show("fp16", "rtn-int4");
         assert!(floor_low > 0.0);
         for (gentle, fraction) in [("int8", 0.1), ("fp8", 0.35)] {

@@ -46,6 +46,10 @@ fn fed() -> Vec<Warning> {
             why: words("killed by signal 9"),
         },
         Warning::BusyMachine { spread: 0.61 },
+        Warning::NothingCompared {
+            most_bytes: 3_000_000,
+            protocol: words("gptq-v1@512"),
+        },
         Warning::ClockMoved {
             spread: 0.13,
             clock_mhz: 1755.0,
@@ -386,7 +390,7 @@ fn no_kind_is_forgotten() {
     kinds.extend(PROVOKED);
     assert_eq!(kinds.len(), fed.len() + PROVOKED.len());
     // As many as the enum has: its own test counts the same.
-    assert_eq!(kinds.len(), 31);
+    assert_eq!(kinds.len(), 32);
     // A phase is a word in words and in files.
     for phase in [Phase::Prefill, Phase::Decode] {
         assert_eq!(serde_json::to_value(phase).unwrap(), phase.word());

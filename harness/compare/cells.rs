@@ -2,8 +2,8 @@
 //! that pair up with the evidence for each.
 
 use super::comparable::{Difference, perplexities};
-use super::interval::PairedWindow;
 use super::metric::{Evidence, METRICS, Metric};
+use crate::measure::stats::PairedWindow;
 use crate::report::Tables;
 use crate::report::content::one_line;
 use crate::report::record::{ResultRow, Status, WindowRow};

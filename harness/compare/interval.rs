@@ -6,7 +6,9 @@
 //! run several times, that scatter is measured; else `run_noise` stands for it. Runs that took
 //! turns are the exception: the k-th repetitions of both met the same moment of the machine.
 
-use crate::measure::stats::{RESAMPLES, median, quantile, standard_deviation};
+use crate::measure::stats::{
+    PairedWindow, mean_delta, median, quantile, resampled_means, standard_deviation,
+};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -27,46 +29,15 @@ pub struct Estimate {
     pub high: f64,
 }
 
-/// One window of both runs.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PairedWindow {
-    /// New minus base, times weight.
-    pub delta_nats: f64,
-    pub weight: f64,
-}
-
-/// Weighted mean difference, without an interval (fewer than two blocks or no weight: `None`).
+/// Weighted mean difference of new and base; `None` with fewer than two blocks of `block` windows.
 ///
-/// Percentile bootstrap over blocks of `block` consecutive windows, widened to Student's
-/// quantile: percentiles of a handful of windows are too narrow. `tail` is the chance on either
-/// side.
+/// Percentile bootstrap over blocks, widened to Student's quantile: percentiles of a handful of
+/// windows are too narrow. `tail` is the chance on either side.
 pub fn paired(windows: &[PairedWindow], block: usize, tail: f64) -> Option<Estimate> {
-    let blocks: Vec<PairedWindow> = windows
-        .chunks(block.max(1))
-        .map(|chunk| PairedWindow {
-            delta_nats: chunk.iter().map(|w| w.delta_nats).sum(),
-            weight: chunk.iter().map(|w| w.weight).sum(),
-        })
-        .collect();
-    let weight: f64 = blocks.iter().map(|b| b.weight).sum();
-    if blocks.len() < 2 || weight <= 0.0 {
-        return None;
-    }
-    let value = blocks.iter().map(|b| b.delta_nats).sum::<f64>() / weight;
-    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let mut means: Vec<f64> = (0..RESAMPLES)
-        .map(|_| {
-            let (mut delta, mut drawn) = (0.0, 0.0);
-            for _ in 0..blocks.len() {
-                let block = &blocks[below(&mut rng, blocks.len())];
-                delta += block.delta_nats;
-                drawn += block.weight;
-            }
-            delta / drawn
-        })
-        .collect();
-    means.sort_by(f64::total_cmp);
-    let n = blocks.len() as f64;
+    let value = mean_delta(windows)?;
+    let means = resampled_means(windows, block, SEED)?;
+    let counted = windows.iter().filter(|w| w.weight > 0.0).count();
+    let n = counted as f64 / block.max(1) as f64;
     let widen = student_quantile(tail, n - 1.0) / normal_quantile(tail) * (n / (n - 1.0)).sqrt();
     Some(Estimate {
         value,
@@ -80,8 +51,7 @@ pub fn paired(windows: &[PairedWindow], block: usize, tail: f64) -> Option<Estim
 ///
 /// Student's interval of the logarithm: the scatter of each median from the bootstrap, that
 /// between runs from `run_noise` and, since a machine that was busy during a run was perhaps not
-/// during the other, from how widely single repetitions spread. Degrees of freedom by Welch and
-/// Satterthwaite.
+/// during the other, from how widely single repetitions spread.
 pub fn ratio_of_medians(base: &[f64], new: &[f64], run_noise: f64, tail: f64) -> Option<Estimate> {
     if base.len().min(new.len()) < LEAST_REPETITIONS {
         return None;
@@ -90,9 +60,7 @@ pub fn ratio_of_medians(base: &[f64], new: &[f64], run_noise: f64, tail: f64) ->
     let (of_base, of_new) = (log_median_variance(base)?, log_median_variance(new)?);
     let spread = log_spread(base)?.powi(2) + log_spread(new)?.powi(2);
     let variance = of_base + of_new + spread + 2.0 * run_noise * run_noise;
-    let spent = |v: f64, n: usize| v * v / (n as f64 - 1.0);
-    let spent = spent(of_base, base.len()) + spent(of_new, new.len());
-    let freedom = variance * variance / spent.max(f64::MIN_POSITIVE);
+    let freedom = freedom(variance, &[(of_base, base.len()), (of_new, new.len())]);
     Some(around(value, variance, freedom, tail))
 }
 
@@ -143,8 +111,7 @@ pub fn ratio_in_turns(
         }
         let of_median = log_median_variance(only)?;
         let variance = of_median + 2.0 * noise;
-        let spent = of_median * of_median / (only.len() as f64 - 1.0);
-        let freedom = variance * variance / spent.max(f64::MIN_POSITIVE);
+        let freedom = freedom(variance, &[(of_median, only.len())]);
         return Some(around(median(only)?, variance, freedom, tail));
     }
     let logs: Vec<f64> = pairs
@@ -197,6 +164,14 @@ fn signed_rank(n: usize, tail: f64) -> Option<usize> {
         below <= tail
     });
     Some(rarer.count())
+}
+
+/// Degrees of freedom of a variance that is a sum, by Welch and Satterthwaite; `estimated` are
+/// its summands that come from this many values each, the rest is known.
+fn freedom(variance: f64, estimated: &[(f64, usize)]) -> f64 {
+    let spent = |(v, n): &(f64, usize)| v * v / (*n as f64 - 1.0);
+    let spent: f64 = estimated.iter().map(spent).sum();
+    variance * variance / spent.max(f64::MIN_POSITIVE)
 }
 
 fn around(value: f64, log_variance: f64, freedom: f64, tail: f64) -> Estimate {

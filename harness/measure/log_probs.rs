@@ -34,12 +34,10 @@
 //!
 //! # Content address
 //! The header names everything that the rows depend on. A reader says what it expects and refuses
-//! a file with another header, so that a stale file cannot be taken for the right one;
-//! [`Address::key`] is a name to keep such files under.
+//! a file with another header, so that a stale file cannot be taken for the right one.
 
 use super::quality::ScoredRows;
 use super::softmax::{self, Range};
-use crate::hash::sha256;
 use crate::memory::{self, Part};
 use crate::packed::cpu::{self, Path as Instructions};
 use crate::{Error, Result};
@@ -94,11 +92,6 @@ pub struct AddressedText {
 }
 
 impl Address {
-    /// SHA-256 of the header: equal for equal content.
-    pub fn key(&self) -> Result<String> {
-        Ok(sha256([self.json()?.as_bytes()]))
-    }
-
     /// Rows of the file.
     pub fn scored_tokens(&self) -> u64 {
         let tokens = self.texts.iter().map(|t| t.scored_tokens);

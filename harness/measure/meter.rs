@@ -4,6 +4,7 @@
 use super::nvml;
 use crate::Result;
 use crate::device::{Gpu, PoolUsage};
+use crate::lock::lock;
 use crate::memory::{self, Bracket, Usage};
 use crate::model::kernels::Kernels;
 use std::sync::Mutex;
@@ -143,7 +144,7 @@ impl Meter {
             return Ok(None);
         };
         on.read()?;
-        let highest = on.highest.lock().unwrap_or_else(|e| e.into_inner());
+        let highest = lock(&on.highest);
         Ok(Some(DeviceMemory {
             pool_reserved_bytes: highest.reserved_peak_bytes,
             total_bytes: on.gpu.driver().info().total_bytes,
@@ -163,7 +164,7 @@ impl OnGpu {
     fn read(&self) -> Result<PoolUsage> {
         self.gpu.driver().synchronize()?;
         let pool = self.gpu.driver().pool()?;
-        let mut highest = self.highest.lock().unwrap_or_else(|e| e.into_inner());
+        let mut highest = lock(&self.highest);
         highest.reserved_peak_bytes = highest.reserved_peak_bytes.max(pool.reserved_peak_bytes);
         highest.graph_peak_bytes = highest.graph_peak_bytes.max(pool.graph_peak_bytes);
         highest.library_workspace_bytes = pool.library_workspace_bytes;

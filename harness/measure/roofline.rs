@@ -8,6 +8,7 @@
 use super::speed::Workload;
 use super::stats::quantile;
 use crate::device::{self, Driver, GemmKind};
+use crate::lock::lock;
 use crate::model::decoder::Decoder;
 use crate::model::kv_cache::KvPrecision;
 use crate::packed::{PackedLinear, cpu};
@@ -168,7 +169,7 @@ pub fn measure(buffer_bytes: u64) -> Result<Roofline> {
     // Every thread owns a share, so that its pages lie in its own part of the memory.
     let shares = rayon::broadcast(|_| Mutex::new(Share::new(len)));
     let bytes = (threads * len * size_of::<f32>()) as f64;
-    let own = |thread: usize| shares[thread].lock().unwrap_or_else(|e| e.into_inner());
+    let own = |thread: usize| lock(&shares[thread]);
     let read = passes(|thread| cpu::read(&own(thread).source))?;
     let copy = passes(|thread| {
         own(thread).copy();

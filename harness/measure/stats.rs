@@ -45,9 +45,8 @@ pub struct PairedDifference {
     pub ci_nats: Option<(f64, f64)>,
 }
 
-/// Mean NLL of `b` minus that of `a` over the same windows: percentile bootstrap over blocks of
-/// `block_windows` consecutive windows (1 where they are disjoint; the last block is joined to the
-/// first), [`RESAMPLES`] resamples, the same for the same seed whatever the number of threads.
+/// Mean NLL of `b` minus that of `a` over the same windows, with percentiles of
+/// [`resampled_means`].
 ///
 /// `None` where the two do not pair up (other windows) or nothing was scored; no interval with
 /// fewer than two blocks.
@@ -66,25 +65,49 @@ pub fn paired_difference(
     {
         return None;
     }
-    // What each window adds to the difference, and to its weight.
-    let windows: Vec<(f64, f64)> = a
-        .iter()
-        .zip(b)
-        .filter(|(a, _)| a.weight > 0.0)
-        .map(|(a, b)| (b.weighted_nll_nats - a.weighted_nll_nats, a.weight))
-        .collect();
-    let sum = |of: fn(&(f64, f64)) -> f64| windows.iter().map(of).sum::<f64>();
-    let total = sum(|w| w.1);
-    if total == 0.0 {
-        return None;
-    }
-    let mean_nats = sum(|w| w.0) / total;
+    let pair = |(a, b): (&WindowScore, &WindowScore)| PairedWindow {
+        delta_nats: b.weighted_nll_nats - a.weighted_nll_nats,
+        weight: a.weight,
+    };
+    let windows: Vec<PairedWindow> = a.iter().zip(b).map(pair).collect();
+    let mean_nats = mean_delta(&windows)?;
+    let means = resampled_means(&windows, block_windows, seed);
+    Some(PairedDifference {
+        mean_nats,
+        ci_nats: means.map(|means| (quantile(&means, 0.025), quantile(&means, 0.975))),
+    })
+}
+
+/// One window as two models scored it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PairedWindow {
+    /// The second's sum minus the first's.
+    pub delta_nats: f64,
+    /// What the sum counts in the mean.
+    pub weight: f64,
+}
+
+/// Weighted mean difference; `None` without weight.
+pub fn mean_delta(windows: &[PairedWindow]) -> Option<f64> {
+    let weight: f64 = windows.iter().map(|w| w.weight).sum();
+    let delta: f64 = windows.iter().map(|w| w.delta_nats).sum();
+    (weight > 0.0).then(|| delta / weight)
+}
+
+/// [`mean_delta`] of [`RESAMPLES`] resamples, ascending: a bootstrap over blocks of
+/// `block_windows` consecutive windows (1 where they are disjoint; the last block is joined to the
+/// first), the same for the same seed whatever the number of threads.
+///
+/// `None` with fewer than two blocks of windows that have weight.
+pub fn resampled_means(
+    windows: &[PairedWindow],
+    block_windows: usize,
+    seed: u64,
+) -> Option<Vec<f64>> {
+    let windows: Vec<PairedWindow> = windows.iter().filter(|w| w.weight > 0.0).copied().collect();
     let (n, block) = (windows.len(), block_windows.max(1));
     if n < 2 * block {
-        return Some(PairedDifference {
-            mean_nats,
-            ci_nats: None,
-        });
+        return None;
     }
     let mut means: Vec<f64> = (0..RESAMPLES as u64)
         .into_par_iter()
@@ -97,19 +120,15 @@ pub fn paired_difference(
                 let start = ((u64::from(rng.next_u32()) * n as u64) >> 32) as usize;
                 // As many windows in all as there are.
                 for i in start..start + block.min(n - drawn) {
-                    let (d, w) = windows[i % n];
-                    delta += d;
-                    weight += w;
+                    delta += windows[i % n].delta_nats;
+                    weight += windows[i % n].weight;
                 }
             }
             delta / weight
         })
         .collect();
     means.sort_by(f64::total_cmp);
-    Some(PairedDifference {
-        mean_nats,
-        ci_nats: Some((quantile(&means, 0.025), quantile(&means, 0.975))),
-    })
+    Some(means)
 }
 
 /// Quantile of sorted values, linear between neighbours.

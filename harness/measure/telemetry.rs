@@ -5,6 +5,7 @@
 //! not told stays absent, and one sentence says why.
 
 use super::stats::{median, quantile};
+use crate::lock::lock;
 use crate::report::record::GpuTelemetry;
 use crate::report::warning::Warning;
 use serde::{Deserialize, Serialize};
@@ -72,7 +73,7 @@ impl Telemetry {
             let mut recording = Recording::default();
             let mut last = false;
             loop {
-                let reading = sensors.lock().unwrap_or_else(|e| e.into_inner()).read();
+                let reading = lock(&sensors).read();
                 match reading {
                     Ok(reading) => recording
                         .readings

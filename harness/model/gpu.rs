@@ -9,6 +9,7 @@ use super::decoder::Linear;
 use super::kernels::{Kernels, Placing, Projected};
 use super::kv_cache::{KvPrecision, KvShape, LayerCache};
 use crate::device::{Args, Buffer, Claim, Gpu, Graph};
+use crate::lock::lock;
 use crate::memory::{self, Part};
 use crate::packed::PackedLinear;
 use crate::packed::dense::Dense;
@@ -19,7 +20,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::View;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 /// Tokens of all sequences of one prefill step.
 const PREFILL_ROWS: usize = 2048;
@@ -519,10 +520,6 @@ impl Kernels for GpuKernels {
     fn synchronize(&self) -> Result<()> {
         self.gpu.driver().synchronize()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 #[cfg(test)]

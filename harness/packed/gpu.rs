@@ -8,6 +8,7 @@
 
 use super::PackedLinear;
 use crate::device::{Args, Buffer, Gemm, GemmKind, Gpu};
+use crate::lock::lock;
 use crate::memory::Part;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
@@ -383,7 +384,7 @@ impl Products {
     }
 
     fn workspace(&self) -> MutexGuard<'_, Workspace> {
-        self.workspace.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.workspace)
     }
 
     /// The library's product of `x` with F16 rows at `w`, which are these rows of the weight.

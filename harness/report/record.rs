@@ -607,7 +607,7 @@ pub struct RunInfo {
     /// Precisions that are not to be chosen but show what cannot be told from the reference.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub noise_floors: Vec<String>,
-    /// Those of `warnings` that are about the machine, as values.
+    /// `warnings` as values: those that are about the run or its machine, not about a row.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub machine_warnings: Vec<Warning>,
     #[serde(default)]

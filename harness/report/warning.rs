@@ -158,7 +158,12 @@ pub enum Warning {
         factors: String,
     },
 
-    // Of the machine.
+    // Of the run and its machine.
+    /// The reference's log-probabilities of one window are more than may be kept.
+    NothingCompared {
+        most_bytes: u64,
+        protocol: String,
+    },
     RatesNotMeasured {
         why: String,
     },
@@ -212,6 +217,7 @@ impl Warning {
             Warning::WideSpread { .. } => "wide-spread",
             Warning::StillNoisy { .. } => "still-noisy",
             Warning::AlteredTimes { .. } => "altered-times",
+            Warning::NothingCompared { .. } => "nothing-compared",
             Warning::RatesNotMeasured { .. } => "rates-not-measured",
             Warning::BusyMachine { .. } => "busy-machine",
             Warning::ClockMoved { .. } => "clock-moved",
@@ -343,7 +349,11 @@ impl fmt::Display for Warning {
             Warning::ReferenceOnly => {
                 f.write_str("measured as the reference only, its speed was not asked for")
             }
-            Warning::NoiseFloor { of } => write!(f, "the noise floor of {of}: not timed"),
+            Warning::NoiseFloor { of } => write!(
+                f,
+                "not a precision but the noise floor of {of}: its weights moved by at most one unit \
+                 in the last place, for comparison, quality only"
+            ),
             Warning::FewGeneratedTokens { tokens, decode_s } => write!(
                 f,
                 "{tokens} generated tokens in {:.1} ms are too few to time: take decode tok/s as an \
@@ -422,6 +432,13 @@ impl fmt::Display for Warning {
                 f,
                 "{count} other {} used the GPU while it was timed: speed and memory are not its own",
                 if *count == 1 { "process" } else { "processes" }
+            ),
+            Warning::NothingCompared {
+                most_bytes,
+                protocol,
+            } => write!(
+                f,
+                "no KL divergence: --kl-cache {most_bytes} holds no whole window of {protocol}"
             ),
             Warning::TelemetryMissing { why } => write!(
                 f,
@@ -617,6 +634,13 @@ mod tests {
             ),
             (Warning::OtherProcesses { count: 1 }, "1 other process used"),
             (
+                Warning::NothingCompared {
+                    most_bytes: 3_000_000,
+                    protocol: words("gptq-v1@512"),
+                },
+                "--kl-cache 3000000 holds no whole window of gptq-v1@512",
+            ),
+            (
                 Warning::TelemetryMissing {
                     why: words("no NVML"),
                 },
@@ -640,7 +664,7 @@ mod tests {
             assert!(kinds.insert(warning.kind()), "{}", warning.kind());
         }
         // Raised together with the enum: an example is missing above if this fails.
-        assert_eq!(kinds.len(), 31);
+        assert_eq!(kinds.len(), 32);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! sums, until they are complete; of the model one block at a time is there.
 
 use crate::device::{Args, Buffer, Claim, Gpu, Graph};
+use crate::lock::lock;
 use crate::memory::Part;
 use crate::model::config::Config;
 use crate::model::decoder::{Block, Linear, Shared};
@@ -260,7 +261,7 @@ struct Recording {
 
 impl Recorder<'_> {
     fn sum_up(&self, x: &Tensor) -> Result<()> {
-        let mut recording = self.recording.lock().unwrap_or_else(|e| e.into_inner());
+        let mut recording = lock(&self.recording);
         let group = recording.next;
         recording.next = (group + 1) % GROUPS;
         recording.sums[group].add(x)

@@ -5,6 +5,7 @@ use super::driver::{CudaStream, sys::CUdeviceptr};
 use super::fault::{Status, told};
 use crate::device::gemm::{ColumnMajor, Layout};
 use crate::device::{Gemm, GemmKind};
+use crate::lock::lock;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use candle_core::cuda_backend::cudarc::cublas::{self, CudaBlas};
@@ -99,7 +100,7 @@ impl Library {
             return Ok(());
         }
         let product = ColumnMajor::new(gemm)?;
-        let mut plans = self.plans.lock().expect("no one panics with the lock");
+        let mut plans = lock(&self.plans);
         let plan = match plans.entry(product) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => new.insert(

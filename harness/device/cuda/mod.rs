@@ -18,6 +18,7 @@ mod upload;
 use super::requirements::version_of;
 use super::{Args, DeviceInfo, Driver, Gemm, Graph, Launch, PoolUsage};
 use crate::error::Shortage;
+use crate::lock::lock;
 use crate::{Error, Result};
 use candle_core::cuda_backend::CudaStorageSlice as Slice;
 use candle_core::cuda_backend::cudarc::driver;
@@ -268,7 +269,7 @@ impl Driver for CudaDriver {
 
     fn write(&self, bytes: &[u8], to: u64) -> Result<()> {
         self.not_recording("a copy from the host")?;
-        let mut staging = self.staging.lock().expect("no one panics with the lock");
+        let mut staging = lock(&self.staging);
         let mut copy = || {
             self.stream.context().bind_to_thread()?;
             if staging.is_none() {

@@ -17,6 +17,7 @@ mod portable;
 pub(super) mod rounded;
 pub(super) mod rows;
 
+use crate::lock::lock;
 use crate::memory::{self, Part};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -26,7 +27,7 @@ use std::hint::black_box;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Mutex, OnceLock};
 
 /// Inputs up to which the fused kernel runs; more of them repay unpacking a tile.
 pub const FUSED_ROWS: usize = 8;
@@ -310,10 +311,6 @@ pub fn read(data: &[f32]) -> Result<()> {
     // SAFETY: `path` is available.
     black_box(unsafe { paths::read(path, black_box(data)) });
     Ok(())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// How many workers [`split`] has.

@@ -9,6 +9,7 @@ use crate::measure::divergence::summary;
 use crate::measure::log_probs::{Address, AddressedText, Reader, row_bytes};
 use crate::measure::quality::ScoredText;
 use crate::report::record::{CellDetail, ModelInfo, ProtocolInfo, ResultRow};
+use crate::report::warning::Warning;
 use crate::run::job::{DivergenceJob, Event, Job};
 
 /// The part of the texts whose log-probabilities fit `budget_bytes`, as whole windows: the first
@@ -108,10 +109,10 @@ impl Suite<'_> {
             &self.scoring.texts[..self.texts.len()],
         );
         if address.scored_tokens() == 0 {
-            self.info.warnings.push(format!(
-                "no KL divergence: --kl-cache {} holds no whole window of {}",
-                self.options.kl_cache_bytes, protocol.id
-            ));
+            self.doubt_run(Warning::NothingCompared {
+                most_bytes: self.options.kl_cache_bytes as u64,
+                protocol: protocol.id.clone(),
+            });
             return;
         }
         self.divergence = Some(DivergenceJob {

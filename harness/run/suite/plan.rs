@@ -4,7 +4,8 @@ use super::super::job::Event;
 use super::super::journal::Journal;
 use super::super::progress::Progress;
 use super::cell::State;
-use super::{Options, Suite, check, methods, sources};
+use super::options::{check, methods};
+use super::{Options, Suite, sources};
 use crate::Result;
 use std::sync::atomic::AtomicBool;
 

@@ -40,7 +40,7 @@ impl Suite<'_> {
                     &mut r.rooflines
                 })?;
                 if let Some(doubt) = doubt(&measured) {
-                    self.doubt_machine(doubt);
+                    self.doubt_run(doubt);
                 }
                 self.info.roofline = Some(Roofline {
                     last_level_cache_bytes: caches,
@@ -52,7 +52,7 @@ impl Suite<'_> {
             Outcome::Failed(ending) => ending,
             Outcome::Event(_) | Outcome::Done => lost(),
         };
-        self.doubt_machine(Warning::RatesNotMeasured {
+        self.doubt_run(Warning::RatesNotMeasured {
             why: one_line(&ending.message),
         });
         Ok(true)

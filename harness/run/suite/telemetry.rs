@@ -54,7 +54,7 @@ impl Suite<'_> {
                     ..GpuTelemetry::default()
                 };
                 for warning in warnings(&missing) {
-                    self.doubt_machine(warning);
+                    self.doubt_run(warning);
                 }
             }
         }

@@ -10,11 +10,12 @@ use super::super::journal::Timed;
 use super::super::progress::Stage;
 use super::Suite;
 use super::cell::{Point, State, Step, lost};
-use crate::Result;
 use crate::measure::meter::DeviceMemory;
+use crate::measure::nvml;
 use crate::measure::telemetry::Telemetry;
 use crate::report::record::{Status, StopRule};
 use crate::report::warning::Phase;
+use crate::{Error, Result};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -30,20 +31,29 @@ struct Turn {
 /// More than the context of a process on a GPU takes.
 const CONTEXT_BYTES: u64 = 1 << 30;
 
-/// Whether children that take so much at most may live at the same time.
-fn fit_together(peaks: &[u64], on_gpu: Option<DeviceMemory>, available: Option<u64>) -> bool {
-    let needed: u64 = peaks.iter().sum();
-    let (free, needed) = match on_gpu {
+/// Whether children that take so much at most may live at the same time in `room_bytes`.
+fn fit_together(peaks: &[u64], on_gpu: Option<DeviceMemory>, room_bytes: Option<u64>) -> bool {
+    let of_contexts = match on_gpu {
         // A second process would get no context.
         Some(device) if device.exclusive && peaks.len() > 1 => return false,
         // Every process on a GPU has a context beside what it asked for.
-        Some(device) => (
-            Some(device.total_bytes),
-            needed + CONTEXT_BYTES * peaks.len() as u64,
-        ),
-        None => (available, needed),
+        Some(_) => CONTEXT_BYTES * peaks.len() as u64,
+        None => 0,
     };
-    free.is_none_or(|free| needed < free / 5 * 4)
+    let needed = peaks.iter().sum::<u64>() + of_contexts;
+    room_bytes.is_none_or(|room| needed < room / 5 * 4)
+}
+
+/// Refuses turns with another run on a device that one process has for itself: children wait for
+/// their turns with their models loaded.
+fn refuse_turns(device: &str, on_gpu: Option<DeviceMemory>) -> Result<()> {
+    match on_gpu {
+        Some(memory) if memory.exclusive => Err(Error::usage(
+            format!("{device} lets one process in (exclusive mode), and --turns needs two"),
+            "set its compute mode to default (nvidia-smi -c 0), or leave --turns out",
+        )),
+        _ => Ok(()),
+    }
 }
 
 impl Suite<'_> {
@@ -57,14 +67,17 @@ impl Suite<'_> {
         if !self.measure_roofline()? {
             return Ok(false);
         }
+        let on_gpu = self.cells.iter().find_map(|c| c.device);
+        if self.turn.is_some() {
+            refuse_turns(&self.place.device, on_gpu)?;
+        }
         self.open_telemetry();
         let largest = |turns: &Vec<Turn>| {
             let peaks = turns.iter().map(|t| self.point(t).row.peak_memory_bytes);
             peaks.max().flatten().unwrap_or(0)
         };
         let peaks: Vec<u64> = precisions.iter().map(largest).collect();
-        let on_gpu = self.cells.iter().find_map(|c| c.device);
-        let together = fit_together(&peaks, on_gpu, host::available_memory_bytes());
+        let together = fit_together(&peaks, on_gpu, self.room_bytes(on_gpu));
         let most = self.options.max_reps;
         for turn in precisions.iter().flatten() {
             let key = self.turn_key(turn.cell, turn.point);
@@ -104,6 +117,16 @@ impl Suite<'_> {
             });
         }
         Ok(going)
+    }
+
+    /// Memory for the children of the timing, where that is known. Another run that takes turns
+    /// with this one has children too, of about the same size.
+    fn room_bytes(&self, on_gpu: Option<DeviceMemory>) -> Option<u64> {
+        let free = match on_gpu {
+            Some(device) => nvml::free_bytes(&self.place.device).or(Some(device.total_bytes)),
+            None => host::available_memory_bytes(),
+        };
+        free.map(|bytes| bytes / if self.turn.is_some() { 2 } else { 1 })
     }
 
     /// Times precisions that fit together: in one process each, or in several after one another,
@@ -412,19 +435,19 @@ mod tests {
         assert!(fit_together(&[gib(3), gib(4)], None, Some(gib(10))));
         assert!(!fit_together(&[gib(4), gib(5)], None, Some(gib(10))));
         assert!(fit_together(&[gib(4), gib(5)], None, None));
-        let device = DeviceMemory {
-            total_bytes: gib(80),
-            ..DeviceMemory::default()
-        };
-        // What the host has free is no concern of a GPU's; the contexts are.
-        assert!(fit_together(&[gib(30), gib(30)], Some(device), Some(0)));
-        assert!(!fit_together(&[gib(31), gib(31)], Some(device), None));
+        // The contexts of a GPU's processes take memory beside the models.
+        let device = Some(DeviceMemory::default());
+        assert!(fit_together(&[gib(30), gib(30)], device, Some(gib(80))));
+        assert!(!fit_together(&[gib(31), gib(31)], device, Some(gib(80))));
         let exclusive = Some(DeviceMemory {
             exclusive: true,
-            ..device
+            ..DeviceMemory::default()
         });
         assert!(!fit_together(&[gib(1), gib(1)], exclusive, None));
         assert!(fit_together(&[gib(1)], exclusive, None));
+        let refused = refuse_turns("cuda:1", exclusive).unwrap_err().to_string();
+        assert!(refused.contains("cuda:1") && refused.contains("nvidia-smi -c 0"));
+        assert!(refuse_turns("cuda:1", device).is_ok() && refuse_turns("cpu", None).is_ok());
     }
 
     #[test]
