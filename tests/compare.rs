@@ -102,6 +102,8 @@ fn made_up() -> Tables {
                 rep,
                 tokens,
                 seconds: tokens as f64 / speed * (1.0 + 0.001 * ((rep * 7 % 11) as f64 - 5.0)),
+                process: Some(format!("process of {precision}")),
+                ended_at_s: Some(2.0 * rep as f64),
                 ..SampleRow::default()
             }));
         }
@@ -290,8 +292,36 @@ fn a_divergence_of_almost_nothing_is_none() {
         change(&json, "kl_mean_nats", "int8")["verdict"].clone()
     };
     assert_eq!(with(0.0, 0.0), "unchanged");
-    assert_eq!(with(1e-6, 5e-5), "unchanged");
+    assert_eq!(with(1e-6, 1.9e-6), "unchanged");
+    assert_eq!(with(8e-5, 1.8e-4), "regression");
     assert_eq!(with(0.0, 0.01), "regression");
+    // What is almost nothing is for the user to say, or for the noise floor of the base.
+    let kl = METRICS.iter().find(|m| m.id == "kl_mean_nats").unwrap();
+    let verdict = |floor: f64, args: &[&str]| {
+        let mut base = made_up();
+        base.info.noise_floors = vec!["fp16".into()];
+        base.results[0].kl_mean_nats = Some(floor);
+        base.windows.iter_mut().for_each(|w| {
+            let of = if w.precision == "fp16" { floor } else { KL };
+            w.kl_sum_nats = Some(511.0 * of);
+        });
+        let mut new = base.clone();
+        worsen(&mut new, kl, 1.5, false);
+        let json = Pair::of(&base, &new).json(args);
+        let found = change(&json, "kl_mean_nats", "int8").clone();
+        (found["verdict"].clone(), found["note"].clone())
+    };
+    assert_eq!(verdict(1e-5, &[]).0, "regression");
+    let (word, note) = verdict(0.006, &[]);
+    assert_eq!(
+        (word, note),
+        (
+            "unchanged".into(),
+            "differs by no more than rounding does".into()
+        )
+    );
+    assert_eq!(verdict(1e-5, &["--kl-floor", "0.006"]).0, "unchanged");
+    assert_eq!(verdict(1e-5, &["--kl-floor", "0.004"]).0, "regression");
     let json = Pair::edited(without_windows).json(&[]);
     let note = change(&json, "kl_mean_nats", "int8")["note"]
         .as_str()
@@ -359,6 +389,92 @@ fn a_perplexity_that_is_no_number_is_a_regression() {
     .json(&[]);
     assert_eq!(json["exit_code"], 1);
     assert_eq!(change(&json, "perplexity", "int8")["note"], "is not finite");
+}
+
+#[test]
+fn tokens_without_a_likelihood_do_not_pass_for_a_gain() {
+    // As a run leaves them: out of the sum and out of the weight.
+    let lose = |t: &mut Tables, windows: u64| {
+        let ours = |w: &&mut WindowRow| w.precision == "int8" && w.window < windows;
+        for w in t.windows.iter_mut().filter(ours) {
+            (w.weighted_nll_nats, w.weight) = (Some(w.nll_sum_nats / 2.0), Some(255.5));
+            w.nll_sum_nats /= 2.0;
+        }
+        t.results[1].nonfinite_tokens = Some(windows * 255);
+    };
+    let pair = Pair::edited(|t| lose(t, 20));
+    let text = stdout(&pair.compare(&[]));
+    assert!(
+        text.contains("has 5100 tokens without a finite likelihood; the base has 0"),
+        "{text}"
+    );
+    assert!(!text.contains("improved"), "{text}");
+    assert_eq!(pair.compare(&[]).status.code(), Some(3));
+    // Fewer are no failure, and no number to compare with either.
+    let json = compare(&pair.changed(), &pair.base(), &["--format", "json"]);
+    let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["exit_code"], 0, "{json}");
+    let note = json["runs"][0]["notes"][0].as_str().unwrap();
+    assert!(note.contains("is not compared"), "{note}");
+    // The same ones are left out of both.
+    let mut base = made_up();
+    lose(&mut base, 20);
+    let mut new = base.clone();
+    let shift = |w: &mut WindowRow| w.weighted_nll_nats = w.weighted_nll_nats.map(|n| n + 20.0);
+    new.windows
+        .iter_mut()
+        .filter(|w| w.precision == "int8" && w.weight.is_some())
+        .for_each(shift);
+    for q in new.quality.iter_mut().filter(|q| q.precision == "int8") {
+        q.perplexity *= 1.04;
+    }
+    let json = Pair::of(&base, &new).json(&[]);
+    assert_eq!(
+        change(&json, "perplexity", "int8")["verdict"],
+        "regression",
+        "{json}"
+    );
+}
+
+#[test]
+fn divergences_are_compared_over_the_windows_that_both_runs_have() {
+    // The later windows diverge more; a run with a smaller cache has the first 10 only.
+    let with = |windows: u64, factor: f64| {
+        let mut t = made_up();
+        let own = |w: &&mut WindowRow| w.precision == "int8";
+        let mut sum = 0.0;
+        for w in t.windows.iter_mut().filter(own) {
+            let kl = factor * 511.0 * KL * (1.0 + w.window as f64);
+            let kept = w.window < windows;
+            (w.kl_sum_nats, w.kl_tokens) = (kept.then_some(kl), kept.then_some(511));
+            sum += w.kl_sum_nats.unwrap_or(0.0);
+        }
+        let tokens = windows * 511;
+        t.results[1].kl_tokens = Some(tokens);
+        t.results[1].kl_mean_nats = Some(sum / tokens as f64);
+        t
+    };
+    for (from, to) in [(10, 40), (40, 10)] {
+        let json = Pair::of(&with(from, 1.0), &with(to, 1.0)).json(&[]);
+        assert_eq!(json["exit_code"], 0, "{json}");
+        let found = change(&json, "kl_mean_nats", "int8");
+        assert_eq!(found["verdict"], "unchanged");
+        assert!((found["base"].as_f64().unwrap() - 5.5 * KL).abs() < 1e-12);
+        let note = json["runs"][0]["notes"][0].as_str().unwrap();
+        assert!(note.contains("over the 5110 tokens"), "{note}");
+    }
+    let json = Pair::of(&with(10, 1.0), &with(40, 1.5)).json(&[]);
+    assert_eq!(
+        change(&json, "kl_mean_nats", "int8")["verdict"],
+        "regression"
+    );
+    // Nothing in common is nothing to compare.
+    let mut other = with(40, 1.0);
+    for w in other.windows.iter_mut().filter(|w| w.window < 10) {
+        (w.kl_sum_nats, w.kl_tokens) = (None, None);
+    }
+    let json = Pair::of(&with(10, 1.0), &other).json(&[]);
+    assert_eq!(json["exit_code"], 4, "{json}");
 }
 
 #[test]
@@ -695,6 +811,8 @@ fn runs_that_took_turns_are_compared_repetition_by_repetition() {
                 .insert("turns".into(), format!("/tmp/turns-{pair}").into());
             for sample in &mut run.samples {
                 let moment = sample.rep as usize * 5 % 7 + pair * 3 % 5;
+                let second = f64::from(side == "new");
+                sample.ended_at_s = Some(2.0 * sample.rep as f64 + second);
                 sample.seconds *= 1.0 + 0.07 * moment as f64;
                 if sample.phase == "decode" && sample.precision == "int8" {
                     sample.seconds *= factor;
@@ -726,7 +844,7 @@ fn runs_that_took_turns_are_compared_repetition_by_repetition() {
     write("new", 1.0, as_it_is);
     assert_eq!(json()["exit_code"], 0);
     // Without turns, the same numbers show nothing: of another file, of none, or at other times.
-    let apart: [&Edit; 3] = [
+    let apart: [&Edit; 4] = [
         &|_, run| {
             let own = "/tmp/own".into();
             run.info.options.insert("turns".into(), own);
@@ -738,14 +856,26 @@ fn runs_that_took_turns_are_compared_repetition_by_repetition() {
             run.info.started_at = format!("2026-11-27T11:{pair:02}:00Z");
             run.info.finished_at = format!("2026-11-27T11:{pair:02}:30Z");
         },
+        // One that was timed before and came back to the same file.
+        &|_, run| {
+            let samples = run.samples.iter_mut();
+            samples.for_each(|s| s.ended_at_s = s.ended_at_s.map(|at| at - 1000.0));
+        },
     ];
-    for edit in apart {
+    for (i, edit) in apart.into_iter().enumerate() {
         write("new", 1.12, edit);
         let found = json();
         assert_eq!(found["exit_code"], 0, "{found}");
         let verdict = &change(&found, "decode_tok_s", "int8")["verdict"];
         assert_eq!(verdict, "insignificant", "{found}");
-        assert_eq!(found["runs"][0]["notes"], serde_json::json!([]));
+        let notes = &found["runs"][0]["notes"];
+        match i {
+            3 => assert!(
+                notes[0].as_str().unwrap().contains("did not alternate"),
+                "{notes}"
+            ),
+            _ => assert_eq!(*notes, serde_json::json!([])),
+        }
     }
 }
 

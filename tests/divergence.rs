@@ -35,6 +35,7 @@ fn address(vocab_size: usize, windows: usize, scored_tokens: u64) -> Address {
         weights_sha256: "weights".into(),
         tokenizer_sha256: "tokenizer".into(),
         precision: "reference".into(),
+        packed_sha256: "packed".into(),
         kv_cache: "fp16".into(),
         protocol: "gptq-v1".into(),
         device: "cpu".into(),
@@ -287,6 +288,44 @@ fn a_run_compares_every_precision_and_shows_the_noise_floor() {
             "{name}"
         );
     }
+}
+
+#[test]
+fn another_reference_of_the_same_name_is_another_reference() {
+    let [one, two] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let with = |out: &Path, calibration: &str| {
+        let output = quantbench()
+            .args(["run", "--precisions", "int8", "--reference", "gptq-int4"])
+            .args([
+                "--limit",
+                "6",
+                "--calibration-limit",
+                calibration,
+                "--reps",
+                "1",
+            ])
+            .args([
+                "--prompt-tokens",
+                "16",
+                "--gen-tokens",
+                "4",
+                "--choices",
+                "none",
+            ])
+            .arg("--out")
+            .arg(out)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        row(&Tables::read(out).unwrap(), "int8")
+            .kl_mean_nats
+            .unwrap()
+    };
+    let first = with(one.path(), "1");
+    // The same folder again, with a reference that was calibrated on more.
+    let again = with(one.path(), "4");
+    assert_ne!(again, first);
+    assert_eq!(with(two.path(), "4"), again);
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod common;
 
 use common::{quantbench, stderr};
 use quantbench::report::Tables;
-use quantbench::report::record::{ResultRow, Status};
+use quantbench::report::record::{ResultRow, SampleRow, Status};
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeSet;
 use std::fs;
@@ -128,6 +128,7 @@ fn lasting(out: &Path) -> Vec<String> {
     }
     for mut sample in tables.samples {
         (sample.run_id, sample.seconds) = (String::new(), 0.0);
+        (sample.process, sample.ended_at_s) = (None, None);
         lines.push(format!("{sample:?}"));
     }
     let packed = tables.info.cells.iter().map(|c| c.packed_sha256.clone());
@@ -241,6 +242,108 @@ fn a_repeated_run_measures_only_what_is_new() {
     assert_eq!(fresh.reused, Default::default());
     assert_ne!(fresh.run_id, info.run_id);
     assert_eq!(journal(out).len(), kept.len());
+}
+
+#[test]
+fn speeds_that_are_compared_were_timed_side_by_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    let timed = |precisions: &str, more: &[&str]| {
+        ok(quick(out, precisions).args(["--reps", "4"]).args(more));
+        let samples = Tables::read(out).unwrap().samples;
+        let decode = samples
+            .into_iter()
+            .filter(|s| s.phase == "decode" && !s.warmup);
+        decode.collect::<Vec<SampleRow>>()
+    };
+    let processes = |samples: &[SampleRow], precision: &str| -> BTreeSet<String> {
+        let own = samples.iter().filter(|s| s.precision == precision);
+        own.map(|s| s.process.clone().unwrap()).collect()
+    };
+    let alone = timed("fp16", &[]);
+    assert_eq!(processes(&alone, "fp16").len(), 1);
+    assert_eq!(
+        timed("fp16", &[]),
+        alone,
+        "nothing was asked for that is not there"
+    );
+    // A precision more: all take turns again, whatever the journal has of the others.
+    let both = timed("fp16,int8", &[]);
+    assert!(processes(&both, "fp16").is_disjoint(&processes(&alone, "fp16")));
+    let ended = |samples: &[SampleRow], precision: &str, rep: u64| {
+        let mut own = samples
+            .iter()
+            .filter(|s| s.precision == precision && s.rep == rep);
+        own.next().unwrap().ended_at_s.unwrap()
+    };
+    for (a, b) in [("fp16", "int8"), ("int8", "fp16")] {
+        assert!((1..4).all(|rep| ended(&both, a, rep - 1) < ended(&both, b, rep)));
+    }
+    // Each further process takes repetitions, and not only a warm-up.
+    let spread = timed("fp16,int8", &["--processes", "2"]);
+    for precision in ["fp16", "int8"] {
+        assert_eq!(processes(&spread, precision).len(), 2);
+        assert!(processes(&spread, precision).is_disjoint(&processes(&both, precision)));
+    }
+    // Where nothing has changed, the first ones count again.
+    let more = timed("fp16", &[]);
+    assert_eq!(processes(&more, "fp16"), processes(&alone, "fp16"));
+}
+
+#[test]
+fn a_changed_configuration_is_another_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    fs::create_dir(&model).unwrap();
+    let source = common::root().join("datasets/embedded-model");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(source.join(name), model.join(name)).unwrap();
+    }
+    let perplexity = |out: &str| {
+        let out = dir.path().join(out);
+        ok(quick(&out, "int8")
+            .args(["--reps", "1", "--model"])
+            .arg(&model)
+            .arg("--cache")
+            .arg(dir.path().join("cache")));
+        let tables = Tables::read(&out).unwrap();
+        (
+            tables.results[0].perplexity.unwrap(),
+            tables.info.cells[0].weights_from_cache,
+        )
+    };
+    let (before, _) = perplexity("a");
+    assert_eq!(perplexity("b"), (before, true));
+    let config = fs::read_to_string(model.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["rms_norm_eps"] = 0.1.into();
+    fs::write(model.join("config.json"), config.to_string()).unwrap();
+    // Neither the cache nor the journal has it.
+    let (new, from_cache) = perplexity("c");
+    assert!(
+        (new / before - 1.0).abs() > 0.01 && !from_cache,
+        "{before} {new}"
+    );
+    assert_eq!(perplexity("a"), (new, true));
+}
+
+#[test]
+fn calibrated_weights_do_not_depend_on_the_caches_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let packed = |kv: &str| {
+        let out = dir.path().join(kv);
+        ok(quick(&out, "gptq-int4")
+            .args(["--calibration-limit", "4", "--reps", "1"])
+            .args(["--no-reference", "--kv", kv]));
+        let cells = Tables::read(&out).unwrap().info.cells;
+        cells
+            .into_iter()
+            .map(|c| c.packed_sha256)
+            .collect::<BTreeSet<_>>()
+    };
+    let one = packed("fp16,fp32");
+    assert_eq!(one.len(), 1);
+    assert_eq!(packed("fp32,fp16"), one);
 }
 
 #[test]

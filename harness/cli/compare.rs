@@ -73,6 +73,10 @@ pub(super) struct ThresholdArgs {
     /// Peak memory [default: 1%]
     #[arg(long, value_name = "PERCENT")]
     max_memory_increase: Option<Percent>,
+    /// Changes of a mean KL divergence up to so many nats are none, nor are those up to the noise
+    /// floor of the base [default: 0.000001]
+    #[arg(long, value_name = "NATS")]
+    kl_floor: Option<f64>,
     /// Standard deviation of a median speed between runs of one build [default: 2%]
     #[arg(long, value_name = "PERCENT")]
     run_noise: Option<Percent>,
@@ -100,6 +104,7 @@ impl ThresholdArgs {
         ] {
             *value = given.unwrap_or(*value);
         }
+        t.kl_floor_nats = self.kl_floor.unwrap_or(t.kl_floor_nats);
         t.checked()
     }
 }

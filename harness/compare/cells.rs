@@ -6,7 +6,7 @@ use super::metric::{Evidence, METRICS, Metric};
 use crate::measure::stats::PairedWindow;
 use crate::report::Tables;
 use crate::report::content::one_line;
-use crate::report::record::{ResultRow, Status, WindowRow};
+use crate::report::record::{ResultRow, SampleRow, Status, WindowRow};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -77,6 +77,8 @@ pub struct Observation {
     pub base: f64,
     pub new: f64,
     pub data: Data,
+    /// Change that the base run itself shows to be none, in the metric's unit.
+    pub floor: f64,
 }
 
 /// What tells its change from chance.
@@ -170,14 +172,15 @@ type Row<'a> = (&'a [Tables], &'a ResultRow);
 
 impl Matched {
     fn observe(&mut self, base: Row, new: Row, with_quality: bool) {
+        if let Some(what) = lost_tokens(base.1, new.1).filter(|_| with_quality) {
+            let cell = Cell::of_any_workload(base.1);
+            self.failed.push(Failure { cell, what });
+        }
         for metric in METRICS {
             match metric.evidence {
                 _ if !metric.per_workload && !with_quality => {}
                 Evidence::Windows => self.observe_windows(metric, base, new),
-                Evidence::Divergences => {
-                    let data = |cell: &Cell| Ok(divergences(cell, base, new));
-                    self.observe_value(metric, base, new, data);
-                }
+                Evidence::Divergences => self.observe_divergences(metric, base, new),
                 Evidence::Repetitions(phase) => {
                     let data = |cell: &Cell| repetitions(cell, phase, base, new);
                     self.observe_value(metric, base, new, data);
@@ -207,6 +210,7 @@ impl Matched {
                     base: a,
                     new: b,
                     data,
+                    floor: 0.0,
                 }),
                 Err(lacking) => self.lacking.push(lacking),
             },
@@ -216,6 +220,45 @@ impl Matched {
             }),
             (None, _) => {}
         }
+    }
+
+    /// Over the windows that both runs compared: a larger `--kl-cache` reaches further texts.
+    fn observe_divergences(&mut self, metric: &'static Metric, base: Row, new: Row) {
+        let cell = Cell::of_any_workload(base.1);
+        let [a, b] = [base, new].map(|row| (metric.value)(row.1));
+        if a.and(b).is_none() {
+            return self.observe_value(metric, base, new, |_| Ok(Data::Exact));
+        }
+        let protocol = &base.1.protocol;
+        let (common, partial) = match divergences(&cell, protocol, &base.0[0], &new.0[0]) {
+            Ok(Some(found)) => found,
+            Ok(None) => return self.observe_value(metric, base, new, |_| Ok(Data::Exact)),
+            Err(lacking) => return self.lacking.push(lacking),
+        };
+        let tokens: f64 = common.iter().map(|w| w.tokens).sum();
+        if partial {
+            self.notes.push(format!(
+                "{cell}: {} is compared over the {tokens} tokens that both runs compared",
+                metric.title
+            ));
+        }
+        let mean = |of: fn(&Divergence) -> f64| common.iter().map(of).sum::<f64>() / tokens;
+        let windows = common.iter().map(|w| PairedWindow {
+            delta_nats: w.new_nats - w.base_nats,
+            weight: w.tokens,
+        });
+        self.observations.push(Observation {
+            floor: noise_floor_nats(&base.0[0], &cell),
+            metric,
+            protocol: None,
+            base: mean(|w| w.base_nats),
+            new: mean(|w| w.new_nats),
+            data: Data::Divergences {
+                windows: windows.collect(),
+                block: block(&base.0[0], protocol),
+            },
+            cell,
+        });
     }
 
     /// One observation per protocol.
@@ -231,7 +274,13 @@ impl Matched {
                 continue;
             };
             match windows(&cell, &protocol, &base.0[0], &new.0[0]) {
-                Ok(windows) => self.observations.push(Observation {
+                Ok(None) => self.notes.push(format!(
+                    "{cell} has other tokens without a finite likelihood: its {} under {} is not \
+                     compared",
+                    metric.id,
+                    one_line(&protocol)
+                )),
+                Ok(Some(windows)) => self.observations.push(Observation {
                     cell: cell.clone(),
                     metric,
                     base: value,
@@ -241,6 +290,7 @@ impl Matched {
                         block: block(&base.0[0], &protocol),
                     },
                     protocol: Some(protocol),
+                    floor: 0.0,
                 }),
                 Err(lacking) => self.lacking.push(lacking),
             }
@@ -257,21 +307,33 @@ fn weighted(row: &WindowRow) -> (f64, f64) {
     }
 }
 
+/// What a cell's windows tell of a change; nothing where some token of either run had no finite
+/// likelihood, so that the means are not of the same tokens.
 fn windows(
     cell: &Cell,
     protocol: &str,
     base: &Tables,
     new: &Tables,
-) -> Result<Vec<PairedWindow>, Difference> {
+) -> Result<Option<Vec<PairedWindow>>, Difference> {
     let pair = |(a, b): &(WindowRow, WindowRow)| {
-        let ((base, weight), (new, _)) = (weighted(a), weighted(b));
-        PairedWindow {
+        let ((base, weight), (new, same)) = (weighted(a), weighted(b));
+        (weight == same).then_some(PairedWindow {
             delta_nats: new - base,
             weight,
-        }
+        })
     };
     let rows = paired_rows(cell, protocol, base, new)?;
     Ok(rows.iter().map(pair).collect())
+}
+
+/// Tokens without a finite likelihood under any protocol: where they are more than they were, a
+/// cell has got worse, whatever its perplexity over the others.
+fn lost_tokens(base: &ResultRow, new: &ResultRow) -> Option<String> {
+    let (was, is) = (
+        base.nonfinite_tokens.unwrap_or(0),
+        new.nonfinite_tokens.unwrap_or(0),
+    );
+    (is > was).then(|| format!("has {is} tokens without a finite likelihood; the base has {was}"))
 }
 
 /// The windows of a cell in both runs, which must be the same.
@@ -304,31 +366,65 @@ fn paired_rows(
     Ok(a.into_iter().zip(b).collect())
 }
 
-/// The windows of a cell that were compared with the reference, if they are the same in both runs.
-fn divergences(cell: &Cell, base: Row, new: Row) -> Data {
-    let protocol = &base.1.protocol;
-    let Ok(pairs) = paired_rows(cell, protocol, &base.0[0], &new.0[0]) else {
-        return Data::Exact;
-    };
+/// One window that both runs compared with their references, summed over its tokens.
+struct Divergence {
+    base_nats: f64,
+    new_nats: f64,
+    tokens: f64,
+}
+
+/// The windows that both runs compared with their references, and whether one compared more;
+/// `None` where a run kept none by window.
+fn divergences(
+    cell: &Cell,
+    protocol: &str,
+    base: &Tables,
+    new: &Tables,
+) -> Result<Option<(Vec<Divergence>, bool)>, Difference> {
+    let pairs = paired_rows(cell, protocol, base, new)?;
     let compared = |row: &WindowRow| Some((row.kl_sum_nats?, row.kl_tokens?));
-    let mut windows = vec![];
-    for (a, b) in &pairs {
-        match (compared(a), compared(b)) {
-            (Some((a, tokens)), Some((b, same))) if tokens == same => windows.push(PairedWindow {
-                delta_nats: b - a,
-                weight: tokens as f64,
-            }),
-            (None, None) => {}
-            _ => return Data::Exact,
+    let count = |side: fn(&(WindowRow, WindowRow)) -> &WindowRow| {
+        pairs
+            .iter()
+            .filter(|pair| compared(side(pair)).is_some())
+            .count()
+    };
+    let (of_base, of_new) = (count(|pair| &pair.0), count(|pair| &pair.1));
+    if of_base.min(of_new) == 0 {
+        return Ok(None);
+    }
+    let common: Vec<Divergence> = pairs
+        .iter()
+        .filter_map(|(a, b)| {
+            let ((a, tokens), (b, same)) = (compared(a)?, compared(b)?);
+            (tokens == same).then_some(Divergence {
+                base_nats: a,
+                new_nats: b,
+                tokens: tokens as f64,
+            })
+        })
+        .collect();
+    match common.is_empty() {
+        true => Err(Difference::new(
+            format!("windows of {cell} compared with the reference"),
+            format!("{of_base} windows"),
+            format!("{of_new} others"),
+        )),
+        false => {
+            let partial = common.len() < of_base.max(of_new);
+            Ok(Some((common, partial)))
         }
     }
-    match windows.len() {
-        0 => Data::Exact,
-        _ => Data::Divergences {
-            windows,
-            block: block(&base.0[0], protocol),
-        },
-    }
+}
+
+/// What rounding alone makes of the reference, if the run measured it.
+fn noise_floor_nats(run: &Tables, cell: &Cell) -> f64 {
+    let floors = run.results.iter().filter(|row| {
+        run.info.noise_floors.contains(&row.precision) && row.kv_cache == cell.kv_cache
+    });
+    floors
+        .filter_map(|row| row.kl_mean_nats)
+        .fold(0.0, f64::max)
 }
 
 /// How many consecutive windows share text, as the run says; those from before runs said it had
@@ -339,9 +435,19 @@ fn block(run: &Tables, protocol: &str) -> usize {
     described.map_or(1, |p| p.block_windows.max(1) as usize)
 }
 
-/// For every run of `base` the one of `new` that took turns with it: both name the same file and
-/// were at work at the same time. `None` unless all runs of both sides pair up so.
-pub fn in_turns<'a>(base: &[Tables], new: &'a [Tables]) -> Option<Vec<&'a Tables>> {
+/// Whether the runs of two sides took turns.
+pub enum Turns<'a> {
+    /// For every run of the base the one of the other side that took turns with it.
+    Taken(Vec<&'a Tables>),
+    /// They name the same file and were at work at the same time, but their repetitions did not
+    /// alternate: some are from before, or one side had more to do.
+    Mixed,
+    Apart,
+}
+
+/// Runs took turns that name the same file, were at work at the same time, pair up one to one,
+/// and whose k-th repetitions of every point both ended before the next ones of either.
+pub fn turns<'a>(base: &[Tables], new: &'a [Tables]) -> Turns<'a> {
     let file = |run: &Tables| -> Option<String> {
         let file = run.info.options.get("turns")?.as_str()?;
         Some(file.into())
@@ -355,16 +461,53 @@ pub fn in_turns<'a>(base: &[Tables], new: &'a [Tables]) -> Option<Vec<&'a Tables
         let mut partners = new.iter().filter(|b| pair(a, b));
         partners.next().filter(|_| partners.next().is_none())
     };
-    let partners: Vec<&Tables> = base.iter().map(partner).collect::<Option<_>>()?;
+    let Some(partners) = base.iter().map(partner).collect::<Option<Vec<&Tables>>>() else {
+        return Turns::Apart;
+    };
     let alone = |b: &Tables| base.iter().filter(|a| pair(a, b)).count() == 1;
-    new.iter().all(alone).then_some(partners)
+    if !new.iter().all(alone) {
+        return Turns::Apart;
+    }
+    let mut pairs = base.iter().zip(&partners);
+    match pairs.all(|(a, b)| alternate(a, b)) {
+        true => Turns::Taken(partners),
+        false => Turns::Mixed,
+    }
+}
+
+/// Whether the repetitions of every point that both runs timed alternate, and change processes
+/// together.
+fn alternate(a: &Tables, b: &Tables) -> bool {
+    let cells = a.results.iter().filter_map(|row| {
+        let cell = Cell::of(row);
+        Some((row, b.results.iter().find(|other| Cell::of(other) == cell)?))
+    });
+    let mut points = cells.map(|(of_a, of_b)| (timed(a, of_a, "decode"), timed(b, of_b, "decode")));
+    points.all(|(a, b)| {
+        let ends =
+            |of: &[&SampleRow]| -> Option<Vec<f64>> { of.iter().map(|s| s.ended_at_s).collect() };
+        let (Some(of_a), Some(of_b)) = (ends(&a), ends(&b)) else {
+            return false;
+        };
+        let rounds: Vec<(f64, f64)> = of_a
+            .iter()
+            .zip(&of_b)
+            .map(|(a, b)| (a.min(*b), a.max(*b)))
+            .collect();
+        let sizes = |of: &[&SampleRow]| -> Vec<usize> {
+            let same = |a: &&SampleRow, b: &&SampleRow| a.process == b.process;
+            let processes = of[..rounds.len()].chunk_by(same);
+            processes.map(<[&SampleRow]>::len).collect()
+        };
+        rounds.windows(2).all(|w| w[0].1 < w[1].0) && sizes(&a) == sizes(&b)
+    })
 }
 
 /// Speeds of the repetitions of a phase in every run, warm-up left out.
 fn repetitions(cell: &Cell, phase: &str, base: Row, new: Row) -> Result<Data, Difference> {
     let by_process = |run: &Tables, row: &ResultRow| processes(run, row, phase);
-    let (base, new, in_turns) = match in_turns(base.0, new.0) {
-        Some(partners) => {
+    let (base, new, in_turns) = match turns(base.0, new.0) {
+        Turns::Taken(partners) => {
             let pairs = base.0.iter().zip(partners).flat_map(|(a, b)| {
                 let new = by_process(b, new.1);
                 by_process(a, base.1).into_iter().zip(new)
@@ -372,7 +515,7 @@ fn repetitions(cell: &Cell, phase: &str, base: Row, new: Row) -> Result<Data, Di
             let (base, new) = pairs.unzip();
             (base, new, true)
         }
-        None => {
+        Turns::Mixed | Turns::Apart => {
             let of = |(runs, row): Row| -> Vec<Vec<f64>> {
                 runs.iter()
                     .map(|run| by_process(run, row).concat())
@@ -396,26 +539,29 @@ fn repetitions(cell: &Cell, phase: &str, base: Row, new: Row) -> Result<Data, Di
     })
 }
 
-/// Speeds of a run's repetitions by process, each of which begins with a warm-up.
-fn processes(run: &Tables, row: &ResultRow, phase: &str) -> Vec<Vec<f64>> {
+/// The repetitions of a phase of a row's point, warm-ups left out.
+fn timed<'a>(run: &'a Tables, row: &ResultRow, phase: &str) -> Vec<&'a SampleRow> {
     let (batch, prompt) = (row.batch.unwrap_or(0), row.prompt_tokens.unwrap_or(0));
-    let samples = run.samples.iter().filter(|s| {
-        (&s.precision, &s.kv_cache) == (&row.precision, &row.kv_cache)
+    let own = |s: &&SampleRow| {
+        !s.warmup
+            && (&s.precision, &s.kv_cache) == (&row.precision, &row.kv_cache)
             && (s.phase.as_str(), s.batch) == (phase, batch)
             // Prefill starts at depth 0 whatever its length.
             && (s.context == prompt
                 || (s.context == 0 && Some(s.tokens) == prompt.checked_mul(batch)))
-    });
-    let mut processes = vec![vec![]];
-    for sample in samples {
-        let speed = sample.tokens as f64 / sample.seconds;
-        if sample.warmup {
-            processes.push(vec![]);
-        } else if speed.is_finite() && speed > 0.0 {
-            let last = processes.last_mut();
-            last.into_iter().for_each(|process| process.push(speed));
-        }
-    }
+    };
+    run.samples.iter().filter(own).collect()
+}
+
+/// Speeds of a run's repetitions by process.
+fn processes(run: &Tables, row: &ResultRow, phase: &str) -> Vec<Vec<f64>> {
+    let timed = timed(run, row, phase);
+    let same = |a: &&SampleRow, b: &&SampleRow| a.process == b.process;
+    let speeds = |of: &[&SampleRow]| -> Vec<f64> {
+        let speeds = of.iter().map(|s| s.tokens as f64 / s.seconds);
+        speeds.filter(|s| s.is_finite() && *s > 0.0).collect()
+    };
+    let mut processes: Vec<Vec<f64>> = timed.chunk_by(same).map(speeds).collect();
     processes.retain(|speeds| !speeds.is_empty());
     processes
 }
@@ -445,35 +591,57 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_warm_up_begins_a_process() {
+    /// A point of a run: its repetitions with their process and when they ended.
+    fn run_of(repetitions: &[(&str, f64)]) -> Tables {
         let mut run = Tables::default();
-        for (warmup, seconds) in [
-            (true, 9.0),
-            (false, 1.0),
-            (false, 2.0),
-            (true, 9.0),
-            (true, 9.0),
-            (false, 4.0),
-            (false, f64::INFINITY),
-        ] {
+        run.results.push(ResultRow {
+            batch: Some(1),
+            prompt_tokens: Some(64),
+            ..ResultRow::default()
+        });
+        for (rep, (process, ended_at_s)) in repetitions.iter().enumerate() {
             run.samples.push(SampleRow {
                 phase: "decode".into(),
                 batch: 1,
                 context: 64,
                 tokens: 4,
-                warmup,
-                seconds,
+                rep: rep as u64,
+                warmup: rep == 0,
+                seconds: rep as f64,
+                process: Some(process.to_string()),
+                ended_at_s: Some(*ended_at_s),
                 ..SampleRow::default()
             });
         }
-        let row = ResultRow {
-            batch: Some(1),
-            prompt_tokens: Some(64),
-            ..ResultRow::default()
-        };
-        let found = processes(&run, &row, "decode");
-        assert_eq!(found, [vec![4.0, 2.0], vec![1.0]]);
-        assert!(processes(&run, &row, "prefill").is_empty());
+        run
+    }
+
+    #[test]
+    fn repetitions_are_told_apart_by_their_process() {
+        let run = run_of(&[("a", 0.0), ("a", 1.0), ("a", 2.0), ("b", 3.0)]);
+        let speeds = |phase| processes(&run, &run.results[0], phase);
+        assert_eq!(speeds("decode"), [vec![4.0, 2.0], vec![4.0 / 3.0]]);
+        assert!(speeds("prefill").is_empty());
+        // Of a run from before it was recorded, they are one process's.
+        let mut old = run.clone();
+        old.samples.iter_mut().for_each(|s| s.process = None);
+        assert_eq!(processes(&old, &old.results[0], "decode").len(), 1);
+    }
+
+    #[test]
+    fn turns_are_told_by_when_repetitions_ended() {
+        let base = run_of(&[("a", 0.0), ("a", 1.0), ("a", 3.0), ("b", 5.0)]);
+        let taken = |of: &[(&str, f64)]| alternate(&base, &run_of(of));
+        assert!(taken(&[("x", 0.0), ("x", 2.0), ("x", 4.0), ("y", 6.0)]));
+        // Who goes first may change, and one may have had enough earlier.
+        assert!(taken(&[("x", 0.0), ("x", 0.5), ("x", 4.0), ("y", 4.5)]));
+        assert!(taken(&[("x", 0.0), ("x", 2.0), ("x", 4.0)]));
+        // It began later, it was timed before, its processes changed at another repetition.
+        assert!(!taken(&[("x", 0.0), ("x", 3.5), ("x", 5.5), ("y", 6.0)]));
+        assert!(!taken(&[("x", 0.0), ("x", -3.0), ("x", -2.0), ("y", -1.0)]));
+        assert!(!taken(&[("x", 0.0), ("x", 2.0), ("y", 4.0), ("y", 6.0)]));
+        let mut old = base.clone();
+        old.samples.iter_mut().for_each(|s| s.ended_at_s = None);
+        assert!(!alternate(&base, &old) && !alternate(&old, &base));
     }
 }

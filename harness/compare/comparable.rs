@@ -59,6 +59,16 @@ pub fn differences(base: &Tables, new: &Tables) -> Vec<Difference> {
         a.model.weights_sha256.clone(),
         b.model.weights_sha256.clone(),
     );
+    if ![a, b]
+        .iter()
+        .any(|info| info.model.config_sha256.is_empty())
+    {
+        check(
+            "model configuration (sha256)",
+            a.model.config_sha256.clone(),
+            b.model.config_sha256.clone(),
+        );
+    }
     check(
         "tokenizer (sha256)",
         a.model.tokenizer_sha256.clone(),

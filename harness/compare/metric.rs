@@ -36,7 +36,7 @@ pub struct Metric {
     /// Whether it differs between batches and contexts, or belongs to the precision and KV cache.
     pub per_workload: bool,
     /// Changes up to this size, in the metric's unit, are none whatever their share.
-    pub least: f64,
+    pub floor: fn(&Thresholds) -> f64,
 }
 
 /// Every compared number, in the order of the output.
@@ -49,7 +49,7 @@ pub static METRICS: &[Metric] = &[
         value: |row| row.perplexity,
         evidence: Evidence::Windows,
         per_workload: false,
-        least: 0.0,
+        floor: |_| 0.0,
     },
     Metric {
         id: "kl_mean_nats",
@@ -59,9 +59,8 @@ pub static METRICS: &[Metric] = &[
         value: |row| row.kl_mean_nats,
         evidence: Evidence::Divergences,
         per_workload: false,
-        // A thirtieth of what the perplexity may change by: near the reference, shares of almost
-        // nothing mean nothing.
-        least: 1e-4,
+        // Near the reference, shares of almost nothing mean nothing.
+        floor: |t| t.kl_floor_nats,
     },
     Metric {
         id: "prefill_tok_s",
@@ -71,7 +70,7 @@ pub static METRICS: &[Metric] = &[
         value: |row| row.prefill_tok_s,
         evidence: Evidence::Repetitions("prefill"),
         per_workload: true,
-        least: 0.0,
+        floor: |_| 0.0,
     },
     Metric {
         id: "decode_tok_s",
@@ -81,7 +80,7 @@ pub static METRICS: &[Metric] = &[
         value: |row| row.decode_tok_s,
         evidence: Evidence::Repetitions("decode"),
         per_workload: true,
-        least: 0.0,
+        floor: |_| 0.0,
     },
     Metric {
         id: "peak_memory_bytes",
@@ -91,6 +90,6 @@ pub static METRICS: &[Metric] = &[
         value: |row| row.peak_memory_bytes.map(|bytes| bytes as f64),
         evidence: Evidence::Exact,
         per_workload: true,
-        least: 0.0,
+        floor: |_| 0.0,
     },
 ];

@@ -23,7 +23,7 @@ pub use thresholds::Thresholds;
 
 use crate::measure::stats::median;
 use crate::report::Tables;
-use cells::{Cell, Data, Failure, Observation, in_turns, matched};
+use cells::{Cell, Data, Failure, Observation, Turns, matched, turns};
 use comparable::{Difference, differences};
 use interval::{
     Estimate, LEAST_REPETITIONS, paired, ratio_in_turns, ratio_of_medians, ratio_of_runs,
@@ -253,11 +253,17 @@ fn observe(
     let cells = matched(base, new);
     run.failed = cells.failed;
     run.notes = cells.notes;
-    if let Some(pairs) = in_turns(base, new) {
-        run.notes.push(format!(
+    match turns(base, new) {
+        Turns::Taken(pairs) => run.notes.push(format!(
             "took turns ({} of each side): speeds are compared repetition by repetition",
             pairs.len()
-        ));
+        )),
+        Turns::Mixed => run.notes.push(
+            "named one --turns file, but their repetitions did not alternate: speeds are compared \
+             as of runs apart"
+                .into(),
+        ),
+        Turns::Apart => {}
     }
     run.not_comparable = cells.lacking;
     match run.not_comparable.is_empty() {
@@ -313,8 +319,12 @@ fn judge(observation: Observation, thresholds: &Thresholds, tail: f64) -> Change
         (false, false) => return change(plain, None, Verdict::Undecided, "is finite in neither"),
         (true, true) => {}
     }
-    if (new - base).abs() <= metric.least {
-        return change(plain, None, Verdict::Unchanged, remark);
+    if (new - base).abs() <= (metric.floor)(thresholds).max(observation.floor) {
+        let note = match new == base {
+            true => remark,
+            false => "differs by no more than rounding does",
+        };
+        return change(plain, None, Verdict::Unchanged, note);
     }
     let noise = thresholds.run_noise.share();
     let estimate = match &observation.data {

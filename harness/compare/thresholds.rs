@@ -8,6 +8,9 @@
 //!   anyone chooses between. Two builds that compute the same differ by nothing at all.
 //! - `max_kl_increase` 10 %: KL divergence is of second order in the error of the logits, so this
 //!   is an error 5 % larger.
+//! - `kl_floor_nats` 1e-6: changes of the KL divergence up to this size, or up to the noise floor
+//!   that the base run measured, are none whatever their share. Rounding alone amounts to about as
+//!   much (7e-7 to 8e-6 nats on the models kept under `reports/`).
 //! - `max_prefill_decrease`, `max_decode_decrease` 5 %: less is within what page placement and
 //!   code alignment change between two builds of the same kernels.
 //! - `max_memory_increase` 1 %: memory is counted, not sampled, and repeats to the byte; a
@@ -87,6 +90,8 @@ pub struct Thresholds {
     pub max_prefill_decrease: Percent,
     pub max_decode_decrease: Percent,
     pub max_memory_increase: Percent,
+    /// Change of a mean KL divergence that is none, in nats.
+    pub kl_floor_nats: f64,
     /// Standard deviation of a run's median speed between runs of one build on one machine.
     pub run_noise: Percent,
     /// Chance that a comparison of two equal builds raises any alarm.
@@ -101,6 +106,7 @@ impl Default for Thresholds {
             max_prefill_decrease: Percent::of(5.0),
             max_decode_decrease: Percent::of(5.0),
             max_memory_increase: Percent::of(1.0),
+            kl_floor_nats: 1e-6,
             run_noise: Percent::of(2.0),
             false_alarms: Percent::of(1.0),
         }
@@ -144,6 +150,15 @@ impl Thresholds {
                 "use 0.0001% to 50%",
             ));
         }
+        if !(0.0..=1.0).contains(&self.kl_floor_nats) {
+            return Err(Error::usage(
+                format!(
+                    "kl_floor_nats {} is no divergence to pass over",
+                    self.kl_floor_nats
+                ),
+                "use 0 to 1 nats, such as 0.00001",
+            ));
+        }
         Ok(self)
     }
 }
@@ -182,6 +197,8 @@ mod tests {
             ("[compare]\nrun_noise = \"1\"\n", "percentage"),
             ("[compare]\nmax_decode_decrease = \"100%\"\n", "100%"),
             ("[compare]\nfalse_alarms = \"0%\"\n", "false_alarms"),
+            ("[compare]\nkl_floor_nats = -1e-6\n", "kl_floor_nats"),
+            ("[compare]\nkl_floor_nats = nan\n", "kl_floor_nats"),
             ("[compare", "line 1"),
         ] {
             let message = read(bad).unwrap_err().to_string();

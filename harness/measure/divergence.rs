@@ -321,6 +321,7 @@ mod tests {
             weights_sha256: "w".into(),
             tokenizer_sha256: "t".into(),
             precision: "fp16".into(),
+            packed_sha256: "p".into(),
             kv_cache: "fp16".into(),
             protocol: "gptq-v1@512".into(),
             device: "cpu".into(),

@@ -50,7 +50,7 @@ use std::path::{Path, PathBuf};
 
 pub const MAGIC: [u8; 8] = *b"QBLOGPRB";
 /// Raised when the layout changes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const MOST_HEADER_BYTES: u32 = 1 << 20;
 const HASH_BYTES: usize = 32;
 const ROW_HEAD_BYTES: usize = 16;
@@ -69,6 +69,9 @@ pub struct Address {
     pub tokenizer_sha256: String,
     /// Precision id.
     pub precision: String,
+    /// Of the packed weights that ran: a name or an id does not say what a method was calibrated
+    /// on, nor what a folder holds.
+    pub packed_sha256: String,
     /// Precision of the KV cache.
     pub kv_cache: String,
     /// Protocol id.

@@ -223,6 +223,10 @@ pub struct SampleRow {
     pub warmup: bool,
     pub tokens: u64,
     pub seconds: f64,
+    /// Names the process that took it; absent in runs from before it was recorded.
+    pub process: Option<String>,
+    /// When it ended, in seconds since 1970: repetitions of runs that took turns alternate.
+    pub ended_at_s: Option<f64>,
 }
 
 /// One row of `choices.csv`: a set of multiple-choice items under one precision and KV cache.
@@ -367,6 +371,10 @@ pub struct ModelInfo {
     pub hidden_size: u64,
     pub vocab_size: u64,
     pub weights_sha256: String,
+    /// Of everything else that makes the model: sizes, RoPE, epsilons. Empty in runs from before it
+    /// was recorded.
+    #[serde(default)]
+    pub config_sha256: String,
     pub tokenizer_sha256: String,
 }
 

@@ -1,5 +1,6 @@
 //! A child process: events in, cause of death out.
 
+use super::host::unix_s;
 use super::job::{Event, Job};
 use crate::memory::{EXIT_OUT_OF_MEMORY, OUT_OF_MEMORY_MARK};
 use crate::report::record::Status;
@@ -47,8 +48,11 @@ pub struct Child {
     stdin: Option<ChildStdin>,
     events: Receiver<std::result::Result<Event, String>>,
     stderr: Option<JoinHandle<String>>,
-    deadline: Option<Instant>,
+    /// Of its own work.
     timeout: Option<Duration>,
+    /// How long its events were waited for.
+    worked: Duration,
+    name: String,
     oom_kills_before: Option<u64>,
 }
 
@@ -71,6 +75,7 @@ impl Child {
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let oom_kills_before = cgroup_oom_kills();
+        let started_s = unix_s();
         let mut process = command.spawn().map_err(|e| Error::io(&program, e, next))?;
         let stdout = process.stdout.take();
         let (sender, events) = channel();
@@ -97,11 +102,13 @@ impl Child {
             process,
             events,
             stderr,
-            deadline: timeout.map(|t| Instant::now() + t),
             timeout,
+            worked: Duration::ZERO,
+            name: String::new(),
             oom_kills_before,
         };
         let job = serde_json::to_string(job).map_err(|e| Error::io("job", e.into(), next))?;
+        child.name = format!("{}-{}", started_s as u64, child.id());
         // A child that died at once is reported by `next`, with its cause.
         child.tell(&job);
         Ok(child)
@@ -116,12 +123,21 @@ impl Child {
 
     /// Waits for the next event, the end, the timeout or the user.
     pub fn next(&mut self, interrupted: &AtomicBool) -> Outcome {
+        let since = Instant::now();
+        let outcome = self.wait(interrupted, since);
+        self.worked += since.elapsed();
+        outcome
+    }
+
+    fn wait(&mut self, interrupted: &AtomicBool, since: Instant) -> Outcome {
         loop {
             if interrupted.load(Relaxed) {
                 self.kill();
                 return Outcome::Interrupted;
             }
-            if self.deadline.is_some_and(|d| Instant::now() > d) {
+            // While nobody waits for it, a child has nothing to do: others have their turns.
+            let worked = self.worked + since.elapsed();
+            if self.timeout.is_some_and(|timeout| worked > timeout) {
                 self.kill();
                 let seconds = self.timeout.unwrap_or_default().as_secs_f64();
                 return Outcome::Failed(Ending {
@@ -148,13 +164,6 @@ impl Child {
         }
     }
 
-    /// Moves the deadline by a time in which the child had nothing to do.
-    pub fn excuse(&mut self, idle: Duration) {
-        if let Some(deadline) = &mut self.deadline {
-            *deadline += idle;
-        }
-    }
-
     /// Closes the child's input and waits until it has ended.
     pub fn finish(mut self) {
         self.stdin = None;
@@ -163,6 +172,11 @@ impl Child {
 
     pub fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// A name that no other child has: when it started, in seconds since 1970, and its number.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     fn end(&mut self) -> Outcome {

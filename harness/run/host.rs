@@ -25,6 +25,13 @@ pub fn describe() -> Host {
     }
 }
 
+/// Seconds since 1970, by the machine's clock.
+pub fn unix_s() -> f64 {
+    let now = std::time::SystemTime::now();
+    let since = now.duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0.0, |since| since.as_secs_f64())
+}
+
 /// Cores this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())

@@ -52,7 +52,6 @@ pub struct QuantizeJob {
     pub precision: String,
     /// Token ids of the calibration windows.
     pub calibration: Vec<Vec<u32>>,
-    pub kv: String,
     pub output: PathBuf,
     /// Where a method that looks at inputs works.
     pub place: Place,

@@ -67,6 +67,10 @@ pub struct Timed {
     pub rep: usize,
     pub warmup: bool,
     pub sample: Sample,
+    /// The child that took it ([`Child::name`](super::child::Child::name)).
+    pub process: String,
+    /// Seconds since 1970.
+    pub ended_at_s: f64,
     /// What the GPU did meanwhile, by which process, and all of the run's then.
     pub watched: Option<(Recording, u32, Vec<u32>)>,
 }
@@ -282,6 +286,8 @@ mod tests {
                 ttft_s: 0.3,
                 decode_s: 1.0 / 3.0,
             },
+            process: "p".into(),
+            ended_at_s: 0.1,
             watched: None,
         }
     }

@@ -16,7 +16,8 @@ pub struct Keys {
     program: Value,
     machine: Value,
     instruction_set: String,
-    /// Of the model's weights.
+    gpus: Value,
+    /// Of the model's weights and configuration.
     model_sha256: String,
 }
 
@@ -34,17 +35,25 @@ impl Keys {
                 "executable": executable,
             }),
             machine: json!({ "host": host, "threads": threads }),
+            gpus: json!([host.gpus, host.gpu_driver]),
             instruction_set: host.instruction_set.clone(),
             model_sha256: model_sha256.into(),
         })
     }
 
-    /// Of quantized weights, wherever and with how many threads they are made: the bytes do not
-    /// depend on that.
+    /// Of quantized weights, on whatever machine and with how many threads they are made: the bytes
+    /// depend on the instruction set alone, and on the GPU where one summed up inputs.
     pub fn weights(&self, job: &Job, method: &dyn QuantMethod) -> String {
+        let gpus = match job {
+            Job::Quantize(job) if job.place.device != "cpu" && !job.calibration.is_empty() => {
+                &self.gpus
+            }
+            _ => &Value::Null,
+        };
         hash(&[
             &self.program,
             &json!(self.instruction_set),
+            gpus,
             &self.quantize_job(job, method),
         ])
     }
@@ -68,6 +77,23 @@ impl Keys {
         // Its address says what it holds.
         replace(&mut job, "/Measure/divergence/path", Value::Null);
         hash(&[&self.program, &self.machine, &job])
+    }
+
+    /// Of a timed turn. Repetitions compare because they took turns with those of all others, so
+    /// that these, as sorted keys of [`run`](Self::run), belong to it, and how turns were taken.
+    pub fn turn(
+        &self,
+        own: &str,
+        beside: &[String],
+        processes: usize,
+        with_other_runs: bool,
+    ) -> String {
+        hash(&[&json!({
+            "own": own,
+            "beside": beside,
+            "processes": processes,
+            "with_other_runs": with_other_runs,
+        })])
     }
 
     /// Of the machine's rates. The buffer's size follows the free memory of the moment and is no
@@ -121,12 +147,11 @@ mod tests {
     fn a_key_follows_content_and_not_paths() {
         let keys = |threads, model: &str| Keys::new(&Host::default(), threads, model).unwrap();
         let method = |id: &str| crate::quant::parse(id).unwrap();
-        let job = |output: &str, kv: &str| {
+        let job = |output: &str, calibration: u32| {
             Job::Quantize(QuantizeJob {
                 model: Some(output.into()),
                 precision: output.into(),
-                calibration: vec![vec![1, 2]],
-                kv: kv.into(),
+                calibration: vec![vec![1, calibration]],
                 output: output.into(),
                 place: Place {
                     device: "cpu".into(),
@@ -136,20 +161,20 @@ mod tests {
             })
         };
         let int8 = method("int8");
-        let key = keys(2, "a").weights(&job("x", "fp16"), int8.as_ref());
-        assert_eq!(key, keys(4, "a").weights(&job("y", "fp16"), int8.as_ref()));
+        let key = keys(2, "a").weights(&job("x", 2), int8.as_ref());
+        assert_eq!(key, keys(4, "a").weights(&job("y", 2), int8.as_ref()));
         for other in [
-            keys(2, "b").weights(&job("x", "fp16"), int8.as_ref()),
-            keys(2, "a").weights(&job("x", "fp32"), int8.as_ref()),
-            keys(2, "a").weights(&job("x", "fp16"), method("fp8").as_ref()),
-            keys(2, "a").quantize(&job("x", "fp16"), int8.as_ref()),
+            keys(2, "b").weights(&job("x", 2), int8.as_ref()),
+            keys(2, "a").weights(&job("x", 3), int8.as_ref()),
+            keys(2, "a").weights(&job("x", 2), method("fp8").as_ref()),
+            keys(2, "a").quantize(&job("x", 2), int8.as_ref()),
         ] {
             assert_ne!(key, other);
         }
         // What takes time depends on the threads.
         assert_ne!(
-            keys(2, "a").quantize(&job("x", "fp16"), int8.as_ref()),
-            keys(4, "a").quantize(&job("x", "fp16"), int8.as_ref())
+            keys(2, "a").quantize(&job("x", 2), int8.as_ref()),
+            keys(4, "a").quantize(&job("x", 2), int8.as_ref())
         );
     }
 }

@@ -13,7 +13,6 @@ use super::progress::Progress;
 use crate::{Error, Result};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 /// The turn, held. It passes on when this is dropped, or the process ends however it may.
 pub struct Turn {
@@ -46,15 +45,13 @@ impl Turn {
         Ok(turn)
     }
 
-    /// Lets those who wait have a turn each; gives how long that took.
+    /// Lets those who wait have a turn each.
     ///
     /// # Errors
     /// A file system that no longer locks.
-    pub fn hand_over(&self) -> Result<Duration> {
-        let since = Instant::now();
+    pub fn hand_over(&self) -> Result<()> {
         self.turn.unlock().map_err(|e| failed(&self.path, e))?;
-        self.wait()?;
-        Ok(since.elapsed())
+        self.wait()
     }
 
     fn wait(&self) -> Result<()> {
@@ -74,6 +71,7 @@ fn failed(path: &Path, error: std::io::Error) -> Error {
 mod tests {
     use super::*;
     use std::sync::Mutex;
+    use std::time::Duration;
 
     #[test]
     fn two_who_want_turns_have_them_one_after_the_other() {

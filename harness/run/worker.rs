@@ -21,7 +21,7 @@ use crate::model::decoder::Decoder;
 use crate::model::generate::Generator;
 use crate::model::gpu::GpuKernels;
 use crate::model::kernels::{CpuKernels, Kernels};
-use crate::model::kv_cache::KvPrecision;
+use crate::model::kv_cache::{KV_PRECISIONS, KvPrecision};
 use crate::model::{synthetic, weights};
 use crate::quant::Calibration;
 use crate::report::record::Status;
@@ -124,7 +124,8 @@ fn run_quantize(job: QuantizeJob) -> Result<()> {
             Calibration::Inputs => kernels(&job.place)?,
             Calibration::None => Arc::new(CpuKernels),
         },
-        kv: KvPrecision::parse(&job.kv)?,
+        // The same whatever caches are asked for: so are the weights.
+        kv: KV_PRECISIONS[0],
         spool: Some(match job.output.parent() {
             Some(folder) if folder != Path::new("") => folder.into(),
             _ => ".".into(),

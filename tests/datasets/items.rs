@@ -259,6 +259,46 @@ fn own_items_are_scored_or_none() {
 }
 
 #[test]
+fn a_tokenizer_that_ends_texts_changes_no_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(
+            root().join("datasets/embedded-model").join(name),
+            model.join(name),
+        )
+        .unwrap();
+    }
+    let answers = |out: &str| {
+        let out = dir.path().join(out);
+        let arguments = ["--precisions", "fp16", "--choices-limit", "8", "--model"];
+        let output = run(&out, &[&arguments[..], &[model.to_str().unwrap()]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let journal = fs::read_to_string(out.join("journal.jsonl")).unwrap();
+        let said = journal
+            .match_indices("log_likelihoods_nats")
+            .map(|(at, _)| {
+                let rest = &journal[at..];
+                rest[..rest.find(']').unwrap()].to_string()
+            });
+        said.collect::<Vec<_>>()
+    };
+    let before = answers("before");
+    assert_eq!(before.len(), 8);
+    let path = model.join("tokenizer.json");
+    let tokenizer = fs::read_to_string(&path).unwrap();
+    let mut tokenizer: serde_json::Value = serde_json::from_str(&tokenizer).unwrap();
+    let template = &mut tokenizer["post_processor"]["processors"][1];
+    let end = "<|end_of_text|>";
+    let after = serde_json::json!({"SpecialToken": {"id": end, "type_id": 0}});
+    template["single"].as_array_mut().unwrap().push(after);
+    template["special_tokens"][end] = serde_json::json!({"id": end, "ids": [1], "tokens": [end]});
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    assert_eq!(answers("after"), before);
+}
+
+#[test]
 fn a_synthetic_model_answers_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let output = super::common::quantbench()

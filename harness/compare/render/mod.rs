@@ -124,8 +124,9 @@ fn rule(comparison: &Comparison) -> String {
         "Fails only where a change is larger than its threshold and its interval excludes no \
          change: perplexity +{}, KL divergence +{}, prefill -{}, decode -{}, memory +{}. Each \
          interval holds with {:.2} %, so that a comparison of equal builds raises an alarm in at \
-         most {} of cases; speeds allow for {} between runs. KL divergence and memory repeat \
-         exactly and are judged by the threshold alone.",
+         most {} of cases; speeds allow for {} between runs. Memory repeats exactly and is judged by \
+         the threshold alone; changes of the KL divergence up to {:e} nats or the base's noise floor \
+         are none.",
         t.max_perplexity_increase,
         t.max_kl_increase,
         t.max_prefill_decrease,
@@ -133,7 +134,8 @@ fn rule(comparison: &Comparison) -> String {
         t.max_memory_increase,
         100.0 * comparison.interval_confidence,
         t.false_alarms,
-        t.run_noise
+        t.run_noise,
+        t.kl_floor_nats
     )
 }
 

@@ -3,6 +3,7 @@
 use super::super::child::Ending;
 use super::super::host;
 use super::super::job::{Event, MemoryResult, QuantizeResult};
+use super::super::journal::Timed;
 use super::telemetry::Watched;
 use crate::measure::divergence::WindowDivergence;
 use crate::measure::doubts;
@@ -10,7 +11,7 @@ use crate::measure::medians;
 use crate::measure::meter::DeviceMemory;
 use crate::measure::quality::WindowScore;
 use crate::measure::roofline::Cost;
-use crate::measure::speed::{Sample, Workload};
+use crate::measure::speed::Workload;
 use crate::measure::stats::{self, median_interval};
 use crate::quant::{Declared, QuantMethod};
 use crate::report::record::{
@@ -185,7 +186,7 @@ impl Point {
         let weights_bytes = (m.weight_bytes + m.embedding_bytes) as u64;
         let cache = match m.device_memory {
             Some(device) => Some(device.l2_bytes),
-            None => host::last_level_cache_bytes(),
+            None => host::last_level_caches_bytes(),
         };
         if let Some(cache_bytes) = cache.filter(|c| weights_bytes <= *c) {
             self.warnings.push(Warning::FitsCache {
@@ -229,13 +230,8 @@ impl Point {
         };
     }
 
-    pub(super) fn record_sample(
-        &mut self,
-        sample: &Sample,
-        workload: &Workload,
-        rep: usize,
-        warmup: bool,
-    ) {
+    pub(super) fn record_sample(&mut self, timed: &Timed, workload: &Workload) {
+        let sample = &timed.sample;
         let row = |phase: &str, context: usize, tokens: usize, seconds: f64| SampleRow {
             run_id: self.row.run_id.clone(),
             precision: self.row.precision.clone(),
@@ -243,10 +239,12 @@ impl Point {
             phase: phase.into(),
             batch: workload.batch() as u64,
             context: context as u64,
-            rep: rep as u64,
-            warmup,
+            rep: timed.rep as u64,
+            warmup: timed.warmup,
             tokens: (tokens * workload.batch()) as u64,
             seconds,
+            process: Some(timed.process.clone()),
+            ended_at_s: Some(timed.ended_at_s),
         };
         let rows = [
             row("prefill", 0, workload.prompt_tokens(), sample.prefill_s),

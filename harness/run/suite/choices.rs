@@ -102,12 +102,16 @@ impl ChoiceSet {
 /// alone belongs to the choice. Where the last letters of a context and the first of a choice
 /// merge into one token, that token counts as the context's.
 fn item(question: &Question, tokenizer: &Tokenizer) -> Result<Result<Item, String>> {
-    let start = tokenizer.encode(&question.context)?.ids.len();
+    // A token that the tokenizer puts after whole texts stands between no context and its choice.
+    let encode = |text: &str| -> Result<Vec<u32>> {
+        let mut ids = tokenizer.encode(text)?.ids;
+        ids.pop_if(|last| Some(*last) == tokenizer.eos());
+        Ok(ids)
+    };
+    let start = encode(&question.context)?.len();
     let mut continuations = vec![];
     for (i, choice) in question.choices.iter().enumerate() {
-        let ids = tokenizer
-            .encode(&format!("{}{choice}", question.context))?
-            .ids;
+        let ids = encode(&format!("{}{choice}", question.context))?;
         if start == 0 || ids.len() <= start {
             return Ok(Err(format!(
                 "field `choices[{i}]`: expected tokens of its own after those of the context, \

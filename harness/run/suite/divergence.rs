@@ -40,6 +40,8 @@ pub(super) fn address(
         weights_sha256: model.weights_sha256.clone(),
         tokenizer_sha256: model.tokenizer_sha256.clone(),
         precision: reference.into(),
+        // Known once it has been quantized.
+        packed_sha256: String::new(),
         kv_cache: kv.into(),
         protocol: protocol.id.clone(),
         device: device.into(),
@@ -127,8 +129,13 @@ impl Suite<'_> {
         let job = self.divergence.as_ref()?;
         let reference = self.reference_cell()?;
         let records = i == reference;
-        (records || self.cells[reference].measured).then(|| DivergenceJob {
+        let reference = &self.cells[reference];
+        (records || reference.measured).then(|| DivergenceJob {
             records,
+            address: Address {
+                packed_sha256: reference.detail.packed_sha256.clone(),
+                ..job.address.clone()
+            },
             ..job.clone()
         })
     }

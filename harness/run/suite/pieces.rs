@@ -123,7 +123,7 @@ impl Suite<'_> {
         let Some(kept) = self.journal.turn(&point.turn_key, rep, warmup) else {
             return false;
         };
-        point.record_sample(&kept.sample, workload, rep, warmup);
+        point.record_sample(kept, workload);
         if let Some((recording, own, ours)) = &kept.watched {
             point.watched.push(recording.clone(), *own, ours);
         }

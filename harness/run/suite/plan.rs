@@ -3,10 +3,11 @@
 use super::super::job::Event;
 use super::super::journal::Journal;
 use super::super::progress::Progress;
-use super::cell::State;
+use super::cell::{Point, State};
 use super::options::{check, methods};
 use super::{Options, Suite, sources};
 use crate::Result;
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
 /// The cells of a run in the order in which they are measured.
@@ -79,46 +80,54 @@ pub fn plan(options: &Options) -> Result<Plan> {
         Progress::Quiet,
         &interrupted,
     )?;
-    let mut rows: Vec<Vec<Planned>> = suite.cells.iter().map(|_| vec![]).collect();
-    for i in suite.measuring_order() {
-        rows[i] = suite.planned(i);
-    }
-    let cells = rows.concat();
+    let order = suite.measuring_order();
+    let quantized: BTreeMap<usize, bool> = order.iter().map(|i| (*i, suite.look_up(*i))).collect();
+    suite.enter_turn_keys();
+    let cells = quantized.iter();
     Ok(Plan {
         model: suite.info.model.name.clone(),
-        cells,
+        cells: cells.flat_map(|(i, q)| suite.planned(*i, *q)).collect(),
         warnings,
     })
 }
 
 impl Suite<'_> {
-    fn planned(&mut self, i: usize) -> Vec<Planned> {
+    /// Enters what the journal has of a cell; whether its weights are in it.
+    fn look_up(&mut self, i: usize) -> bool {
         let quantized = self.has_weights && self.look_up_quantized(i);
         // A measurement that went through without a failure is one piece of work.
         let open = self.cells[i].open_points(&self.workloads);
         let known = quantized || !self.has_weights;
         let measured = known && self.journal.work(&self.measure_key(i, &open)).is_some();
         // What others are compared with stands before them.
-        self.cells[i].measured = measured;
+        let cell = &mut self.cells[i];
+        cell.measured = measured;
+        let asked = |p: &&mut Point| p.state == State::Open;
+        for point in cell.points.iter_mut().filter(asked).filter(|_| measured) {
+            point.state = State::Measured;
+        }
+        quantized
+    }
+
+    fn planned(&self, i: usize, quantized: bool) -> Vec<Planned> {
         let cell = &self.cells[i];
         let reps = match cell.timed {
             true => self.options.reps,
             false => 0,
         };
-        let asked = (0..cell.points.len()).filter(|p| cell.points[*p].state != State::LeftOut);
+        let asked = cell.points.iter().filter(|p| p.state != State::LeftOut);
         asked
             .map(|point| {
-                let row = &cell.points[point].row;
-                let key = self.turn_key(i, point);
-                let timed = (0..reps).filter(|rep| self.journal.turn(&key, *rep, false).is_some());
+                let (row, key) = (&point.row, &point.turn_key);
+                let timed = (0..reps).filter(|rep| self.journal.turn(key, *rep, false).is_some());
                 Planned {
                     precision: cell.id.clone(),
                     kv_cache: cell.kv.clone(),
                     batch: row.batch.unwrap_or_default(),
                     prompt_tokens: row.prompt_tokens.unwrap_or_default(),
                     quantized,
-                    measured,
-                    timed: if measured { timed.count() } else { 0 },
+                    measured: cell.measured,
+                    timed: timed.count(),
                     reps,
                 }
             })

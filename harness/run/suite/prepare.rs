@@ -12,6 +12,7 @@ use super::telemetry::Watched;
 use super::texts::{Texts, windows_of};
 use super::weights::Shelf;
 use super::{Finished, Suite, scoring, sweep};
+use crate::hash::sha256;
 use crate::measure::speed::Workload;
 use crate::model::weights::{self as sources, WeightSource};
 use crate::quant::{self, QuantMethod};
@@ -123,6 +124,7 @@ fn model_info(
         hidden_size: config.hidden_size as u64,
         vocab_size: config.vocab_size as u64,
         weights_sha256: source.sha256()?,
+        config_sha256: sha256([serde_json::json!(config).to_string().as_bytes()]),
         tokenizer_sha256,
     })
 }
@@ -209,7 +211,9 @@ impl<'a> Suite<'a> {
             .extend(choices.iter().map(|set| set.info.clone()));
         info.protocols = scoring.protocols.clone();
         info.tokenizer = scoring.tokenizer.clone();
-        let keys = Keys::new(&info.host, options.threads, &info.model.weights_sha256)?;
+        let model = [&info.model.weights_sha256, &info.model.config_sha256];
+        let model = sha256(model.map(|hash| hash.as_bytes()));
+        let keys = Keys::new(&info.host, options.threads, &model)?;
         let began = journal.begin(Began {
             run_id: info.run_id.clone(),
             started_at: info.started_at.clone(),

@@ -21,9 +21,15 @@ impl Suite<'_> {
             return Ok(true);
         }
         let caches = host::last_level_caches_bytes();
+        let buffer_bytes = buffer_bytes(caches, host::available_memory_bytes());
+        if let Some(why) = fits_caches(buffer_bytes, caches).filter(|_| self.place.device == "cpu")
+        {
+            self.doubt_run(Warning::RatesNotMeasured { why });
+            return Ok(true);
+        }
         let job = Job::Roofline {
             place: self.place.clone(),
-            buffer_bytes: buffer_bytes(caches, host::available_memory_bytes()),
+            buffer_bytes,
         };
         let stage = self.progress.stage("roofline", 1, "machine");
         let key = self.keys.roofline(&job);
@@ -74,6 +80,16 @@ impl Suite<'_> {
     }
 }
 
+/// Why a buffer of this size measures no memory: half of it or more stays in the caches.
+fn fits_caches(buffer_bytes: u64, caches_bytes: Option<u64>) -> Option<String> {
+    let caches = caches_bytes.filter(|caches| buffer_bytes < 2 * caches)?;
+    Some(format!(
+        "free memory allows a buffer of {} MiB, and caches hold {} MiB",
+        buffer_bytes >> 20,
+        caches >> 20
+    ))
+}
+
 /// Spread of the passes up to which their best is what the machine can do.
 const MOST_SPREAD: f64 = 0.25;
 
@@ -97,6 +113,15 @@ fn in_words(roofline: &Roofline) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_buffer_within_the_caches_measures_nothing() {
+        let mib = 1 << 20;
+        assert_eq!(fits_caches(256 * mib, None), None);
+        assert_eq!(fits_caches(1200 * mib, Some(300 * mib)), None);
+        let why = fits_caches(599 * mib, Some(300 * mib)).unwrap();
+        assert!(why.contains("599 MiB") && why.contains("300 MiB"), "{why}");
+    }
 
     #[test]
     fn a_busy_machine_is_doubted() {

@@ -170,7 +170,8 @@ impl Suite<'_> {
             nll_se_nats: se,
             perplexity: nll.exp(),
             perplexity_se: se.map(|se| se * nll.exp()),
-            bits_per_byte: (scored_bytes > 0)
+            // Of lost tokens the bytes would count and the likelihood would not.
+            bits_per_byte: (scored_bytes > 0 && scores.iter().all(|s| s.nonfinite_tokens == 0))
                 .then(|| nll_sum / (scored_bytes as f64 * std::f64::consts::LN_2)),
             delta_nll_nats: delta.map(|d| d.mean_nats),
             delta_nll_ci_low: delta.and_then(|d| d.ci_nats).map(|ci| ci.0),

@@ -20,12 +20,42 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 /// A cell and one of its points.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
     cell: usize,
     point: usize,
+}
+
+/// A child that holds a precision for as long as it is timed.
+struct Timer {
+    child: Child,
+    /// Turns that it has had.
+    warm: Vec<usize>,
+}
+
+impl Timer {
+    /// Has the child take a turn; its first is a warm-up that counts for nothing where none was
+    /// meant, as in a child that took the place of a lost one.
+    fn take(&mut self, turn: usize, warmup: bool, interrupted: &AtomicBool) -> Outcome {
+        if !self.warm.contains(&turn) {
+            self.warm.push(turn);
+            if !warmup {
+                match self.once(turn, interrupted) {
+                    Outcome::Event(Event::Timed(_)) => {}
+                    other => return other,
+                }
+            }
+        }
+        self.once(turn, interrupted)
+    }
+
+    fn once(&mut self, turn: usize, interrupted: &AtomicBool) -> Outcome {
+        self.child.tell(&turn.to_string());
+        self.child.next(interrupted)
+    }
 }
 
 /// More than the context of a process on a GPU takes.
@@ -79,10 +109,7 @@ impl Suite<'_> {
         let peaks: Vec<u64> = precisions.iter().map(largest).collect();
         let together = fit_together(&peaks, on_gpu, self.room_bytes(on_gpu));
         let most = self.options.max_reps;
-        for turn in precisions.iter().flatten() {
-            let key = self.turn_key(turn.cell, turn.point);
-            self.cells[turn.cell].points[turn.point].turn_key = key;
-        }
+        self.enter_turn_keys();
         let stage = self
             .progress
             .stage("timing", count * (most + 1), "repetitions");
@@ -246,16 +273,16 @@ impl Suite<'_> {
         rng: &mut ChaCha8Rng,
         progress: &mut Progress,
     ) -> Result<bool> {
-        let mut children = vec![];
+        let mut timers = vec![];
         let lacks = |suite: &Self, t: &Turn| suite.lacks_turns(t.cell, t.point, &reps);
         for turns in precisions {
             if !turns.iter().any(|t| lacks(self, t)) {
                 // The journal has all of it.
-                children.push(None);
+                timers.push(None);
                 continue;
             }
             match self.start_timer(turns)? {
-                Ok(child) => children.push(child),
+                Ok(timer) => timers.push(timer),
                 Err(Stop) => return Ok(false),
             }
         }
@@ -264,7 +291,7 @@ impl Suite<'_> {
             .enumerate()
             .flat_map(|(p, turns)| (0..turns.len()).map(move |t| (p, t)))
             .collect();
-        let ours: Vec<u32> = children.iter().flatten().map(Child::id).collect();
+        let ours: Vec<u32> = timers.iter().flatten().map(|t| t.child.id()).collect();
         let first = reps.start;
         let rounds = std::iter::once((true, 0)).chain(reps.clone().map(|r| (false, r)));
         for (warmup, rep) in rounds {
@@ -282,37 +309,36 @@ impl Suite<'_> {
                 if kept && !(warmup && lacks(self, &turn)) {
                     continue;
                 }
-                if children[*p].is_none() {
-                    continue;
-                }
-                if let Some(turn) = &self.turn {
-                    let idle = turn.hand_over()?;
-                    children.iter_mut().flatten().for_each(|c| c.excuse(idle));
-                }
-                let Some(child) = &mut children[*p] else {
+                let Some(timer) = &mut timers[*p] else {
                     continue;
                 };
+                if let Some(turn) = &self.turn {
+                    turn.hand_over()?;
+                }
                 let sampler = self.telemetry.as_ref().map(Telemetry::start);
-                child.tell(&t.to_string());
-                let ending = match child.next(self.interrupted) {
+                let ending = match timer.take(*t, warmup, self.interrupted) {
                     Outcome::Event(Event::Timed(_)) if kept => continue,
                     Outcome::Event(Event::Timed(sample)) => {
+                        let ended_at_s = host::unix_s();
+                        let (own, process) = (timer.child.id(), timer.child.name().to_string());
                         let workload = &self.workloads[turn.point];
                         let point = &mut self.cells[turn.cell].points[turn.point];
-                        point.record_sample(&sample, workload, rep, warmup);
-                        let watched = sampler.filter(|_| !warmup).map(|sampler| {
-                            (sampler.stop(sample.decode_s), child.id(), ours.clone())
-                        });
-                        if let Some((recording, own, ours)) = &watched {
-                            point.watched.push(recording.clone(), *own, ours);
-                        }
+                        let watched = sampler
+                            .filter(|_| !warmup)
+                            .map(|sampler| (sampler.stop(sample.decode_s), own, ours.clone()));
                         let timed = Timed {
                             key: point.turn_key.clone(),
                             rep,
                             warmup,
                             sample,
+                            process,
+                            ended_at_s,
                             watched,
                         };
+                        point.record_sample(&timed, workload);
+                        if let Some((recording, own, ours)) = &timed.watched {
+                            point.watched.push(recording.clone(), *own, ours);
+                        }
                         self.journal.keep_turn(timed)?;
                         continue;
                     }
@@ -320,10 +346,10 @@ impl Suite<'_> {
                     Outcome::Failed(ending) => ending,
                     Outcome::Event(_) | Outcome::Done => lost(),
                 };
-                children[*p] = None;
+                timers[*p] = None;
                 if self.fail_timing(&precisions[*p], turn, ending) {
                     match self.start_timer(&precisions[*p])? {
-                        Ok(child) => children[*p] = child,
+                        Ok(timer) => timers[*p] = timer,
                         Err(Stop) => return Ok(false),
                     }
                 }
@@ -332,17 +358,27 @@ impl Suite<'_> {
                 break;
             }
         }
-        for child in children.into_iter().flatten() {
-            child.finish();
+        for timer in timers.into_iter().flatten() {
+            timer.child.finish();
         }
         Ok(true)
     }
 
-    /// Of a point's turns in the journal: whichever others it takes turns with.
-    pub(super) fn turn_key(&self, cell: usize, point: usize) -> String {
-        let packed = &self.cells[cell].detail.packed_sha256;
-        self.keys
-            .run(&self.time_job(&[Turn { cell, point }]), packed)
+    /// Gives every measured point the key of its turns in the journal.
+    pub(super) fn enter_turn_keys(&mut self) {
+        let turns = self.turns().concat();
+        let own = |turn: &Turn| {
+            let packed = &self.cells[turn.cell].detail.packed_sha256;
+            self.keys.run(&self.time_job(&[*turn]), packed)
+        };
+        let own: Vec<String> = turns.iter().map(own).collect();
+        let mut beside = own.clone();
+        beside.sort();
+        let (processes, others) = (self.options.processes, self.options.turns.is_some());
+        for (turn, own) in turns.iter().zip(&own) {
+            let key = self.keys.turn(own, &beside, processes, others);
+            self.cells[turn.cell].points[turn.point].turn_key = key;
+        }
     }
 
     fn time_job(&self, turns: &[Turn]) -> Job {
@@ -361,7 +397,7 @@ impl Suite<'_> {
     }
 
     /// A child that holds a precision, or none where it cannot be loaded.
-    fn start_timer(&mut self, turns: &[Turn]) -> Result<std::result::Result<Option<Child>, Stop>> {
+    fn start_timer(&mut self, turns: &[Turn]) -> Result<std::result::Result<Option<Timer>, Stop>> {
         match self.provide_weights(turns[0].cell)? {
             Step::Done => {}
             Step::Interrupted => return Ok(Err(Stop)),
@@ -373,7 +409,12 @@ impl Suite<'_> {
         let job = self.time_job(turns);
         let mut child = Child::start(&job, self.options.threads, self.timeout())?;
         let ending = match child.next(self.interrupted) {
-            Outcome::Event(Event::Ready) => return Ok(Ok(Some(child))),
+            Outcome::Event(Event::Ready) => {
+                return Ok(Ok(Some(Timer {
+                    child,
+                    warm: vec![],
+                })));
+            }
             Outcome::Interrupted => return Ok(Err(Stop)),
             Outcome::Failed(ending) => ending,
             Outcome::Event(_) | Outcome::Done => lost(),

@@ -123,7 +123,6 @@ impl Suite<'_> {
                 true => self.calibration.clone(),
                 false => vec![],
             },
-            kv: cell.kv.clone(),
             output: self.shelf.made(&cell.id),
             place: self.place.clone(),
         })
@@ -137,7 +136,7 @@ impl Suite<'_> {
         }
         let first = self.first_of(i);
         if first != i {
-            // The weights do not depend on the cache: they are those of the first one's cell.
+            // The weights do not depend on the cache that they will run with.
             return Ok(match self.cells[first].quantized.clone() {
                 Some(result) => {
                     let from_cache = self.cells[first].detail.weights_from_cache;
