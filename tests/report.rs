@@ -37,7 +37,7 @@ const HEADERS: [(&str, &str); 6] = [
     ),
     (
         "samples.csv",
-        "run_id,precision,kv_cache,phase,batch,context,rep,warmup,tokens,seconds",
+        "run_id,precision,kv_cache,phase,batch,context,rep,warmup,tokens,seconds,process,ended_at_s",
     ),
     (
         "speed_pairs.csv",
