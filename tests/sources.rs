@@ -550,6 +550,27 @@ fn configuration_defaults() {
     assert!(warnings[0].contains("sliding"));
 }
 
+/// As transformers' `MistralConfig` has it: the window is there unless the file says null.
+#[test]
+fn mistral_has_a_window_by_default() {
+    let mut json = with("model_type", json!("mistral"));
+    json["architectures"] = json!(["MistralForCausalLM"]);
+    json["max_position_embeddings"] = json!(32768);
+    let (config, warnings) = parse(&json).unwrap();
+    assert_eq!(config.max_position_embeddings, 4096);
+    assert!(warnings[0].contains("sliding"), "{warnings:?}");
+    json["sliding_window"] = Value::Null;
+    let (config, warnings) = parse(&json).unwrap();
+    assert_eq!(config.max_position_embeddings, 32768);
+    assert!(warnings.is_empty());
+    // Within the window there is nothing to say.
+    json.as_object_mut().unwrap().remove("sliding_window");
+    json["max_position_embeddings"] = json!(2048);
+    let (config, warnings) = parse(&json).unwrap();
+    assert_eq!(config.max_position_embeddings, 2048);
+    assert!(warnings.is_empty());
+}
+
 #[test]
 fn rotary_scaling_in_old_and_new_words() {
     let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,

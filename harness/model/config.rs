@@ -85,7 +85,7 @@ impl Config {
         let (rope_theta, rope_scaling) = json.rope()?;
         let mut warnings = Vec::new();
         let mut max_position_embeddings = json.dimension("max_position_embeddings")?;
-        if let Some(window) = json.sliding_window()?
+        if let Some(window) = json.sliding_window(&architecture)?
             && window < max_position_embeddings
         {
             // Within one window, sliding and full attention are the same computation.
@@ -303,7 +303,11 @@ impl<'a> Json<'a> {
         Ok(())
     }
 
-    fn sliding_window(&self) -> Result<Option<usize>> {
+    fn sliding_window(&self, family: &str) -> Result<Option<usize>> {
+        if family == "mistral" && !self.object.contains_key("sliding_window") {
+            // transformers' `MistralConfig`: only an explicit null means that there is none.
+            return Ok(Some(4096));
+        }
         // Qwen2 carries a window that it switches off with a key of its own.
         if self.get("sliding_window").is_none() || self.flag("use_sliding_window")? == Some(false) {
             return Ok(None);
