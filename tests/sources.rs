@@ -616,6 +616,77 @@ fn rotary_scaling_in_old_and_new_words() {
     }
 }
 
+/// What is not understood of a section is never read as "unscaled".
+#[test]
+fn rotary_sections_that_are_not_understood_are_refused() {
+    for section in ["rope_scaling", "rope_parameters"] {
+        for (bad, word) in [
+            (json!({"factor": 4.0}), "`rope_type` is missing"),
+            (
+                json!({"rope_type": "default", "factor": 4.0}),
+                "`rope_type` is default",
+            ),
+            (
+                json!({"rope_type": null, "factor": 4.0}),
+                "`rope_type` is missing",
+            ),
+            (json!({"type": 1, "factor": 4.0}), ".type` is 1"),
+            (json!({"type": ["linear"], "factor": 4.0}), ".type` is"),
+            (
+                json!({"rope_type": "default", "type": "linear", "factor": 4.0}),
+                "\"linear\"",
+            ),
+            (
+                json!({"full_attention": {"rope_type": "linear", "factor": 4.0}}),
+                "full_attention",
+            ),
+            (
+                json!({"rope_type": "default", "sliding_attention": {"rope_type": "default"}}),
+                "sliding_attention",
+            ),
+        ] {
+            let text = parse(&with(section, bad)).unwrap_err().to_string();
+            assert!(text.contains(word) && text.contains(section), "{text}");
+        }
+        for plain in [
+            json!({}),
+            json!({"rope_type": "default", "factor": 1.0}),
+            json!({"factor": 1}),
+            json!({"type": "default", "rope_type": "default", "mrope_section": [1, 1]}),
+        ] {
+            let (config, _) = parse(&with(section, plain)).unwrap();
+            assert_eq!(config.rope_scaling, RopeScaling::None);
+        }
+    }
+}
+
+#[test]
+fn both_rotary_sections_must_say_the_same() {
+    let both = |old: Value, new: Value| {
+        let mut json = with("rope_scaling", old);
+        json["rope_parameters"] = new;
+        parse(&json)
+    };
+    let old = json!({"type": "linear", "factor": 2.0});
+    let new = json!({"rope_type": "linear", "factor": 2, "rope_theta": 10000.0});
+    let (config, _) = both(old.clone(), new).unwrap();
+    assert_eq!(config.rope_scaling, RopeScaling::Linear { factor: 2.0 });
+    for other in [
+        json!({"rope_type": "default"}),
+        json!({"rope_type": "linear", "factor": 4.0}),
+        json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 500_000.0}),
+    ] {
+        let text = both(old.clone(), other).unwrap_err().to_string();
+        assert!(
+            text.contains("`rope_parameters`") && text.contains("`rope_scaling`"),
+            "{text}"
+        );
+    }
+    // Absent, as JSON has it.
+    let (config, _) = both(old, Value::Null).unwrap();
+    assert_eq!(config.rope_scaling, RopeScaling::Linear { factor: 2.0 });
+}
+
 #[test]
 fn other_models_are_refused_by_key() {
     for (key, value, kind) in [

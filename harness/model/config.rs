@@ -316,17 +316,39 @@ impl<'a> Json<'a> {
     }
 
     /// Rotary base and scaling, from `rope_parameters` or the older `rope_theta` and
-    /// `rope_scaling`.
+    /// `rope_scaling`. Where both sections are there, readers differ in which one they believe.
     fn rope(&self) -> Result<(f64, RopeScaling)> {
-        let top = self.number("rope_theta")?;
-        let (section, value) = match (self.get("rope_parameters"), self.get("rope_scaling")) {
-            (Some(new), _) => ("rope_parameters", new),
-            (None, Some(old)) => ("rope_scaling", old),
-            (None, None) => return Ok((top.unwrap_or(10_000.0), RopeScaling::None)),
-        };
+        match (self.get("rope_parameters"), self.get("rope_scaling")) {
+            (Some(new), Some(old)) => {
+                let rope = self.rope_section("rope_parameters", new)?;
+                if rope != self.rope_section("rope_scaling", old)? {
+                    return Err(self.damaged(format!(
+                        "`rope_parameters` {new} and `rope_scaling` {old} contradict each other"
+                    )));
+                }
+                Ok(rope)
+            }
+            (Some(new), None) => self.rope_section("rope_parameters", new),
+            (None, Some(old)) => self.rope_section("rope_scaling", old),
+            (None, None) => Ok((self.rope_theta()?, RopeScaling::None)),
+        }
+    }
+
+    fn rope_theta(&self) -> Result<f64> {
+        Ok(self.number("rope_theta")?.unwrap_or(10_000.0))
+    }
+
+    /// What one of the two sections says. What is not understood is refused, not left out:
+    /// positions that are scaled otherwise are another model.
+    fn rope_section(&self, section: &str, value: &Value) -> Result<(f64, RopeScaling)> {
         let object = value
             .as_object()
             .ok_or_else(|| self.damaged(format!("`{section}` is {value}, not an object")))?;
+        if let Some((key, _)) = object.iter().find(|(_, value)| value.is_object()) {
+            return Err(self.unsupported(format!(
+                "`{section}.{key}` is a section of its own: layers differ in their positions"
+            )));
+        }
         let optional = |key: &str| {
             number(object, key).map_err(|what| self.damaged(format!("`{section}`: {what}")))
         };
@@ -335,16 +357,24 @@ impl<'a> Json<'a> {
             Some(v) => Err(self.damaged(format!("`{section}.{key}` is {v}, not positive"))),
             None => Err(self.damaged(format!("`{section}.{key}` is missing"))),
         };
-        let theta = optional("rope_theta")?.or(top).unwrap_or(10_000.0);
+        let theta = match optional("rope_theta")? {
+            Some(theta) => theta,
+            None => self.rope_theta()?,
+        };
         if optional("partial_rotary_factor")?.unwrap_or(1.0) != 1.0 {
             return Err(self.unsupported(format!("`{section}.partial_rotary_factor` other than 1")));
         }
-        let kind = ["rope_type", "type"]
-            .iter()
-            .find_map(|k| object.get(*k).and_then(Value::as_str))
-            .unwrap_or("default");
-        let scaling = match kind {
-            "default" => RopeScaling::None,
+        let kind = self.rope_kind(section, object)?;
+        let scaling = match kind.unwrap_or("default") {
+            "default" => match optional("factor")? {
+                None | Some(1.0) => RopeScaling::None,
+                Some(factor) => {
+                    return Err(self.damaged(format!(
+                        "`{section}.factor` is {factor}, but `rope_type` is {}",
+                        kind.unwrap_or("missing")
+                    )));
+                }
+            },
             "linear" => RopeScaling::Linear {
                 factor: required("factor")?,
             },
@@ -368,6 +398,27 @@ impl<'a> Json<'a> {
             }
         };
         Ok((theta, scaling))
+    }
+
+    /// The type of a section, under its new or its old key.
+    fn rope_kind<'v>(
+        &self,
+        section: &str,
+        object: &'v Map<String, Value>,
+    ) -> Result<Option<&'v str>> {
+        let kind = |key: &str| match object.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(kind)) => Ok(Some(kind.as_str())),
+            Some(other) => {
+                Err(self.damaged(format!("`{section}.{key}` is {other}, not a string")))
+            }
+        };
+        match (kind("rope_type")?, kind("type")?) {
+            (Some(new), Some(old)) if new != old => Err(self.damaged(format!(
+                "`{section}.rope_type` is \"{new}\" and `{section}.type` \"{old}\""
+            ))),
+            (new, old) => Ok(new.or(old)),
+        }
     }
 }
 
