@@ -975,6 +975,50 @@ fn an_untied_head_and_rope_factors() {
     );
 }
 
+/// llama.cpp's reading: `std::string rope_scaling("linear")` unless the file names a type, then
+/// `rope.scaling.factor`, else `rope.scale_linear`, and 0 for none.
+#[test]
+fn gguf_scales_positions_as_llama_cpp_does() {
+    let none = RopeScaling::None;
+    let linear = |factor| RopeScaling::Linear { factor };
+    let (new, old) = ("llama.rope.scaling.factor", "llama.rope.scale_linear");
+    for (kind, factors, wanted) in [
+        (None, &[(new, 4f32)][..], linear(4.0)),
+        (None, &[(old, 4.0)], linear(4.0)),
+        (None, &[(new, 2.0), (old, 4.0)], linear(2.0)),
+        // Found, so that the old key is not looked at.
+        (None, &[(new, 0.0), (old, 4.0)], none.clone()),
+        (None, &[(old, 1.0)], none.clone()),
+        (None, &[(old, 0.0)], none.clone()),
+        (None, &[(new, 1.0)], none.clone()),
+        (Some("linear"), &[(old, 8.0)], linear(8.0)),
+        (Some("linear"), &[], none.clone()),
+        (Some("none"), &[(new, 4.0)], none.clone()),
+        (
+            None,
+            &[("llama.rope.scaling.attn_factor", 1.0), (new, 4.0)],
+            linear(4.0),
+        ),
+    ] {
+        let mut w = small_gguf("llama");
+        if let Some(kind) = kind {
+            w.text("llama.rope.scaling.type", kind);
+        }
+        for (key, factor) in factors {
+            w.value(key, 6, &factor.to_le_bytes());
+        }
+        let file = on_disk(&w.bytes());
+        let source = open(Some(&file.1)).unwrap();
+        let found = &source.config().rope_scaling;
+        assert_eq!(found, &wanted, "{kind:?} {factors:?}");
+    }
+    let mut both = small_gguf("llama");
+    both.value(old, 6, &4f32.to_le_bytes());
+    both.tensor("rope_freqs.weight", &[2], 0, encode("F32", &[1.0, 8.0]));
+    let words = ["`llama.rope`", "rope_freqs.weight"];
+    refused(&on_disk(&both.bytes()).1, "unsupported", &words);
+}
+
 /// Every truncation and every single flipped byte of a small file: an answer, never a panic.
 #[test]
 fn no_damage_panics() {
@@ -1172,6 +1216,7 @@ fn other_gguf_models() {
         w.bytes()
     };
     let number = |v: u32| Some((4, v.to_le_bytes().to_vec()));
+    let float = |v: f32| Some((6, v.to_le_bytes().to_vec()));
     let text = |t: &str| Some((8, string(t.as_bytes())));
     for (key, value, kind) in [
         ("general.architecture", text("gemma"), "unsupported"),
@@ -1182,6 +1227,9 @@ fn other_gguf_models() {
         ("llama.rope.dimension_count", number(2), "unsupported"),
         ("llama.attention.value_length", number(8), "unsupported"),
         ("llama.rope.scaling.type", text("yarn"), "unsupported"),
+        ("llama.rope.scaling.attn_factor", float(0.5), "unsupported"),
+        ("llama.rope.scaling.factor", float(-4.0), "file"),
+        ("llama.rope.scale_linear", float(f32::INFINITY), "file"),
         ("llama.block_count", None, "file"),
         ("llama.block_count", text("one"), "file"),
     ] {
