@@ -233,6 +233,7 @@ struct RawBlock {
     biases: Vec<Vec<f32>>,
     attention_norm: Vec<f32>,
     mlp_norm: Vec<f32>,
+    layer: usize,
 }
 
 impl RawBlock {
@@ -295,6 +296,7 @@ impl RawBlock {
             biases,
             attention_norm: norm(native::ATTENTION_NORM)?,
             mlp_norm: norm(native::MLP_NORM)?,
+            layer,
         })
     }
 
@@ -365,7 +367,7 @@ impl RawBlock {
     /// The block over these linears (q, k, v, o, gate, up, down).
     fn block(&self, linears: Vec<Arc<dyn PackedLinear>>) -> Result<Block> {
         let mut linears = linears.into_iter();
-        let mut biases = self.biases.iter();
+        let mut biases = self.members().zip(&self.biases);
         let mut next = |biased: bool| -> Result<Linear> {
             let weight = linears.next().ok_or_else(|| {
                 Error::unsupported(
@@ -374,19 +376,25 @@ impl RawBlock {
                 )
             })?;
             let bias = match biased.then(|| biases.next()).flatten() {
-                Some(bias) => Some(to_f16(bias, &[bias.len()])?),
+                Some((member, bias)) => {
+                    let name = format!("{}.bias", member.name);
+                    Some(to_f16(&name, bias, &[bias.len()])?)
+                }
                 None => None,
             };
             Ok(Linear { weight, bias })
         };
-        let gain = |values: &[f32]| to_f16(values, &[values.len()]);
+        let gain = |name: &str, values: &[f32]| {
+            let name = weight_name(&module(self.layer, name));
+            to_f16(&name, values, &[values.len()])
+        };
         Ok(Block {
-            attention_norm: gain(&self.attention_norm)?,
+            attention_norm: gain(native::ATTENTION_NORM, &self.attention_norm)?,
             q: next(true)?,
             k: next(true)?,
             v: next(true)?,
             o: next(false)?,
-            mlp_norm: gain(&self.mlp_norm)?,
+            mlp_norm: gain(native::MLP_NORM, &self.mlp_norm)?,
             gate: next(false)?,
             up: next(false)?,
             down: next(false)?,
@@ -410,19 +418,20 @@ fn absorb_into_gain(gain: &mut [f32], scales: &mut [f32]) {
 }
 
 fn f16_tensor(source: &dyn WeightSource, name: &str, shape: &[usize]) -> Result<Tensor> {
-    let values = source.tensor(name, shape)?;
-    if let Some(x) = values.iter().find(|x| !f16::from_f32(**x).is_finite()) {
-        return Err(Error::unsupported(
-            format!("tensor `{name}` holds {x}, which FP16 cannot"),
-            "embedding, norms and head are kept in FP16; use a checkpoint without such values",
-        ));
-    }
-    to_f16(&values, shape)
+    to_f16(name, &source.tensor(name, shape)?, shape)
 }
 
-fn to_f16(values: &[f32], shape: &[usize]) -> Result<Tensor> {
-    let values: Vec<f16> = values.iter().map(|x| f16::from_f32(*x)).collect();
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+/// Refuses values that are not finite in FP16.
+fn to_f16(name: &str, values: &[f32], shape: &[usize]) -> Result<Tensor> {
+    let narrow: Vec<f16> = values.iter().map(|x| f16::from_f32(*x)).collect();
+    if let Some(at) = narrow.iter().position(|x| !x.is_finite()) {
+        return Err(Error::unsupported(
+            format!("tensor `{name}` holds {} at {at}, which FP16 cannot", values[at]),
+            "embedding, norms, biases and head are kept in FP16; use a checkpoint without such \
+             values",
+        ));
+    }
+    Ok(Tensor::from_vec(narrow, shape, &Device::Cpu)?)
 }
 
 #[cfg(test)]
