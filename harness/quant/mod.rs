@@ -375,7 +375,8 @@ pub trait QuantMethod: Send + Sync {
     }
 
     /// Scales `s[k_in] > 0` such that columns become `W[:,k] · s[k]` and inputs `x[k] / s[k]`;
-    /// `None` leaves the group as it is.
+    /// `None` leaves the group as it is. Called for every group; where it is not
+    /// [foldable](Group::foldable), scales are dropped.
     fn fold(
         &self,
         _group: &Group,

@@ -315,10 +315,9 @@ impl RawBlock {
     ) -> Result<()> {
         let mut scales = vec![];
         for (group, stats) in self.groups.iter().zip(stats.iter()) {
-            scales.push(match group.foldable {
-                true => method.fold(group, stats.as_ref(), notes)?,
-                false => None,
-            });
+            // Asked of every group, because a method may count those that cannot be folded.
+            let chosen = method.fold(group, stats.as_ref(), notes)?;
+            scales.push(chosen.filter(|_| group.foldable));
         }
         for (g, scales) in scales.into_iter().enumerate() {
             let Some(mut scales) = scales else { continue };
