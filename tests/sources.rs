@@ -453,6 +453,57 @@ fn hostile_safetensors() {
 }
 
 #[test]
+fn a_head_beside_tied_embeddings_is_the_embedding_once_more() {
+    let (config, _) = parse(&config_json()).unwrap();
+    let tensors = tensors_of(&config, "F16");
+    let embedding = values("model.embed_tokens.weight", &[12, 6]);
+    let beside = |dtype: &str, shape: &[usize], values: &[f32]| {
+        let mut tensors = tensors.clone();
+        let bytes = encode(dtype, values);
+        tensors.push(("lm_head.weight".into(), dtype.into(), shape.into(), bytes));
+        let file = safetensors(&tensors);
+        folder(&config_json(), &[("model.safetensors", file)])
+    };
+    for dtype in ["F32", "F16", "BF16"] {
+        let same = beside(dtype, &[12, 6], &embedding);
+        assert_fixture(&*open(Some(same.path())).unwrap());
+    }
+    let mut other = embedding.clone();
+    other[71] += 0.25;
+    let found = format!(
+        "found {} at 71, where that has {}",
+        other[71], embedding[71]
+    );
+    let words = [
+        "model.safetensors",
+        "`lm_head.weight`",
+        "`tie_word_embeddings`",
+        &found,
+    ];
+    for dtype in ["F32", "F16"] {
+        refused(beside(dtype, &[12, 6], &other).path(), "tensor", &words);
+    }
+    let turned = beside("F16", &[6, 12], &embedding);
+    refused(turned.path(), "tensor", &["`lm_head.weight`", "[12, 6]"]);
+
+    // More values than are compared at once, the last of which differs.
+    let long = with("vocab_size", json!(20_000));
+    let (config, _) = parse(&long).unwrap();
+    let mut tensors = tensors_of(&config, "F16");
+    let mut head = values("model.embed_tokens.weight", &[20_000, 6]);
+    head[119_999] = 100.0;
+    let bytes = encode("F16", &head);
+    tensors.push((
+        "lm_head.weight".into(),
+        "F16".into(),
+        vec![20_000, 6],
+        bytes,
+    ));
+    let long = folder(&long, &[("model.safetensors", safetensors(&tensors))]);
+    refused(long.path(), "tensor", &["found 100 at 119999"]);
+}
+
+#[test]
 fn folders_that_are_no_model() {
     let empty = tempfile::tempdir().unwrap();
     refused(empty.path(), "io", &["config.json"]);

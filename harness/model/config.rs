@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::rope;
 use crate::{Error, Result};
 
 /// Rotary position scaling.
@@ -62,6 +63,82 @@ impl Config {
     pub fn from_hugging_face(path: &Path, text: &str) -> Result<(Config, Vec<String>)> {
         let json = Json::parse(path, text)?;
         json.refuse_quantized()?;
+        Self::read(&json)
+    }
+
+    /// Refuses a `config.json` of a decoder that computes otherwise than this one; `path` names it.
+    ///
+    /// The model's name and its special tokens are not compared: the decoder does not look at
+    /// them. Nor is a `quantization_config`, which may tell where dequantized weights come from.
+    pub fn check_same(&self, path: &Path, text: &str) -> Result<()> {
+        let (other, _) = Self::read(&Json::parse(path, text)?)?;
+        match self.difference(&other) {
+            None => Ok(()),
+            Some((key, expected, found)) => Err(Error::file(
+                path,
+                format!("`{key}` is {found}, the model's is {expected}"),
+                "Use the config.json of the same model, or leave it out.",
+            )),
+        }
+    }
+
+    /// The first key in which two decoders differ, with both values.
+    fn difference(&self, other: &Config) -> Option<(&'static str, String, String)> {
+        let pairs = self.described().into_iter().zip(other.described());
+        let differing = pairs.map(|((key, a), (_, b))| (key, a, b));
+        let scaling = (
+            "rope_scaling",
+            format!("{:?}", self.rope_scaling),
+            format!("{:?}", other.rope_scaling),
+        );
+        differing
+            .filter(|(_, a, b)| a != b)
+            .chain((!rope::same_angles(self, other)).then_some(scaling))
+            .next()
+    }
+
+    /// Keys and values of all that two decoders can differ in, but for how positions are scaled:
+    /// GGUF and `config.json` say that in different words. Real numbers in F32, as GGUF has them.
+    fn described(&self) -> [(&'static str, String); 12] {
+        // In full, so that a new field is not forgotten here.
+        let Config {
+            architecture: _,
+            hidden_size,
+            intermediate_size,
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+            vocab_size,
+            max_position_embeddings,
+            rms_norm_eps,
+            rope_theta,
+            rope_scaling: _,
+            tied_head,
+            qkv_bias,
+            bos_token_id: _,
+            eos_token_id: _,
+        } = self;
+        [
+            ("hidden_size", hidden_size.to_string()),
+            ("intermediate_size", intermediate_size.to_string()),
+            ("num_hidden_layers", layers.to_string()),
+            ("num_attention_heads", heads.to_string()),
+            ("num_key_value_heads", kv_heads.to_string()),
+            ("head_dim", head_dim.to_string()),
+            ("vocab_size", vocab_size.to_string()),
+            (
+                "max_position_embeddings",
+                max_position_embeddings.to_string(),
+            ),
+            ("rms_norm_eps", (*rms_norm_eps as f32).to_string()),
+            ("rope_theta", (*rope_theta as f32).to_string()),
+            ("tie_word_embeddings", tied_head.to_string()),
+            ("attention_bias", qkv_bias.to_string()),
+        ]
+    }
+
+    fn read(json: &Json) -> Result<(Config, Vec<String>)> {
         let architecture = json.family()?;
         json.refuse_other_arithmetic()?;
 
@@ -113,7 +190,7 @@ impl Config {
             eos_token_id: json.token("eos_token_id")?,
             architecture,
         };
-        config.validate(path)?;
+        config.validate(json.path)?;
         Ok((config, warnings))
     }
 
@@ -409,9 +486,7 @@ impl<'a> Json<'a> {
         let kind = |key: &str| match object.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(kind)) => Ok(Some(kind.as_str())),
-            Some(other) => {
-                Err(self.damaged(format!("`{section}.{key}` is {other}, not a string")))
-            }
+            Some(other) => Err(self.damaged(format!("`{section}.{key}` is {other}, not a string"))),
         };
         match (kind("rope_type")?, kind("type")?) {
             (Some(new), Some(old)) if new != old => Err(self.damaged(format!(

@@ -11,17 +11,16 @@ use crate::model::config::Config;
 use crate::model::decoder::{Block, Linear};
 use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::KvPrecision;
-use crate::model::weights::{WeightSource, layout};
+use crate::model::weights::{WeightSource, layout, untied};
 use crate::packed::random::{self, Untrained};
-use crate::packed::{PackedLinear, dense::Dense};
+use crate::packed::{PackedLinear, dense::Dense, with_slice};
 use crate::quant::{
     Brought, Calibration, Group, LayerStats, Matrix, Member, ModelShape, Notes, QuantMethod, Role,
 };
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use half::f16;
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A quantized model and what the method counted on the way.
@@ -69,7 +68,7 @@ pub fn quantize_in(
     let config = source.config().clone();
     let brought = method.brings(&ModelShape {
         tensors: &layout(&config),
-        config: &config_numbers(&config),
+        check_config: &|path, text| config.check_same(path, text),
     })?;
     let source: &dyn WeightSource = &Read {
         source,
@@ -103,6 +102,12 @@ pub fn quantize_in(
             native::HEAD,
             f16_tensor(source, native::HEAD, &[vocab, hidden])?,
         )?;
+    } else if let Some(head) = brought
+        .map(|b| b.tensor(native::HEAD))
+        .transpose()?
+        .flatten()
+    {
+        check_tied(&method.source(), &head, &embedding)?;
     }
     let mut flow = match calibrated {
         true => Some(Flow::new(
@@ -204,20 +209,6 @@ impl WeightSource for Read<'_> {
     fn warnings(&self) -> Vec<String> {
         self.source.warnings()
     }
-}
-
-/// What two models must agree in beyond their tensors' shapes.
-fn config_numbers(config: &Config) -> BTreeMap<&'static str, f64> {
-    BTreeMap::from([
-        ("hidden_size", config.hidden_size as f64),
-        ("intermediate_size", config.intermediate_size as f64),
-        ("num_hidden_layers", config.layers as f64),
-        ("num_attention_heads", config.heads as f64),
-        ("num_key_value_heads", config.kv_heads as f64),
-        ("vocab_size", config.vocab_size as f64),
-        ("rms_norm_eps", config.rms_norm_eps),
-        ("rope_theta", config.rope_theta),
-    ])
 }
 
 /// The four groups of a block, in the order of [`RawBlock::groups`].
@@ -416,6 +407,22 @@ fn absorb_into_gain(gain: &mut [f32], scales: &mut [f32]) {
     }
 }
 
+/// Refuses a head that `place` brings for tied embeddings, unless it is the embedding (F16) that
+/// runs in its place.
+fn check_tied(place: &str, head: &[f32], embedding: &Tensor) -> Result<()> {
+    with_slice::<f16, _>("embedding", embedding, |embedding| {
+        let mut pairs = head.iter().map(|x| f16::from_f32(*x)).zip(embedding);
+        let found = match pairs.position(|(head, embedding)| head != *embedding) {
+            Some(at) => format!("{} at {at}, where that has {}", head[at], embedding[at]),
+            None if head.len() != embedding.len() => {
+                format!("{} values, where that has {}", head.len(), embedding.len())
+            }
+            None => return Ok(()),
+        };
+        Err(untied(Path::new(place), found))
+    })
+}
+
 fn f16_tensor(source: &dyn WeightSource, name: &str, shape: &[usize]) -> Result<Tensor> {
     to_f16(name, &source.tensor(name, shape)?, shape)
 }
@@ -425,7 +432,10 @@ fn to_f16(name: &str, values: &[f32], shape: &[usize]) -> Result<Tensor> {
     let narrow: Vec<f16> = values.iter().map(|x| f16::from_f32(*x)).collect();
     if let Some(at) = narrow.iter().position(|x| !x.is_finite()) {
         return Err(Error::unsupported(
-            format!("tensor `{name}` holds {} at {at}, which FP16 cannot", values[at]),
+            format!(
+                "tensor `{name}` holds {} at {at}, which FP16 cannot",
+                values[at]
+            ),
             "embedding, norms, biases and head are kept in FP16; use a checkpoint without such \
              values",
         ));
