@@ -453,6 +453,57 @@ fn hostile_safetensors() {
 }
 
 #[test]
+fn a_head_beside_tied_embeddings_is_the_embedding_once_more() {
+    let (config, _) = parse(&config_json()).unwrap();
+    let tensors = tensors_of(&config, "F16");
+    let embedding = values("model.embed_tokens.weight", &[12, 6]);
+    let beside = |dtype: &str, shape: &[usize], values: &[f32]| {
+        let mut tensors = tensors.clone();
+        let bytes = encode(dtype, values);
+        tensors.push(("lm_head.weight".into(), dtype.into(), shape.into(), bytes));
+        let file = safetensors(&tensors);
+        folder(&config_json(), &[("model.safetensors", file)])
+    };
+    for dtype in ["F32", "F16", "BF16"] {
+        let same = beside(dtype, &[12, 6], &embedding);
+        assert_fixture(&*open(Some(same.path())).unwrap());
+    }
+    let mut other = embedding.clone();
+    other[71] += 0.25;
+    let found = format!(
+        "found {} at 71, where that has {}",
+        other[71], embedding[71]
+    );
+    let words = [
+        "model.safetensors",
+        "`lm_head.weight`",
+        "`tie_word_embeddings`",
+        &found,
+    ];
+    for dtype in ["F32", "F16"] {
+        refused(beside(dtype, &[12, 6], &other).path(), "tensor", &words);
+    }
+    let turned = beside("F16", &[6, 12], &embedding);
+    refused(turned.path(), "tensor", &["`lm_head.weight`", "[12, 6]"]);
+
+    // More values than are compared at once, the last of which differs.
+    let long = with("vocab_size", json!(20_000));
+    let (config, _) = parse(&long).unwrap();
+    let mut tensors = tensors_of(&config, "F16");
+    let mut head = values("model.embed_tokens.weight", &[20_000, 6]);
+    head[119_999] = 100.0;
+    let bytes = encode("F16", &head);
+    tensors.push((
+        "lm_head.weight".into(),
+        "F16".into(),
+        vec![20_000, 6],
+        bytes,
+    ));
+    let long = folder(&long, &[("model.safetensors", safetensors(&tensors))]);
+    refused(long.path(), "tensor", &["found 100 at 119999"]);
+}
+
+#[test]
 fn folders_that_are_no_model() {
     let empty = tempfile::tempdir().unwrap();
     refused(empty.path(), "io", &["config.json"]);
@@ -550,6 +601,27 @@ fn configuration_defaults() {
     assert!(warnings[0].contains("sliding"));
 }
 
+/// As transformers' `MistralConfig` has it: the window is there unless the file says null.
+#[test]
+fn mistral_has_a_window_by_default() {
+    let mut json = with("model_type", json!("mistral"));
+    json["architectures"] = json!(["MistralForCausalLM"]);
+    json["max_position_embeddings"] = json!(32768);
+    let (config, warnings) = parse(&json).unwrap();
+    assert_eq!(config.max_position_embeddings, 4096);
+    assert!(warnings[0].contains("sliding"), "{warnings:?}");
+    json["sliding_window"] = Value::Null;
+    let (config, warnings) = parse(&json).unwrap();
+    assert_eq!(config.max_position_embeddings, 32768);
+    assert!(warnings.is_empty());
+    // Within the window there is nothing to say.
+    json.as_object_mut().unwrap().remove("sliding_window");
+    json["max_position_embeddings"] = json!(2048);
+    let (config, warnings) = parse(&json).unwrap();
+    assert_eq!(config.max_position_embeddings, 2048);
+    assert!(warnings.is_empty());
+}
+
 #[test]
 fn rotary_scaling_in_old_and_new_words() {
     let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
@@ -593,6 +665,77 @@ fn rotary_scaling_in_old_and_new_words() {
         let text = parse(&with("rope_scaling", bad)).unwrap_err().to_string();
         assert!(text.contains(word), "{text}");
     }
+}
+
+/// What is not understood of a section is never read as "unscaled".
+#[test]
+fn rotary_sections_that_are_not_understood_are_refused() {
+    for section in ["rope_scaling", "rope_parameters"] {
+        for (bad, word) in [
+            (json!({"factor": 4.0}), "`rope_type` is missing"),
+            (
+                json!({"rope_type": "default", "factor": 4.0}),
+                "`rope_type` is default",
+            ),
+            (
+                json!({"rope_type": null, "factor": 4.0}),
+                "`rope_type` is missing",
+            ),
+            (json!({"type": 1, "factor": 4.0}), ".type` is 1"),
+            (json!({"type": ["linear"], "factor": 4.0}), ".type` is"),
+            (
+                json!({"rope_type": "default", "type": "linear", "factor": 4.0}),
+                "\"linear\"",
+            ),
+            (
+                json!({"full_attention": {"rope_type": "linear", "factor": 4.0}}),
+                "full_attention",
+            ),
+            (
+                json!({"rope_type": "default", "sliding_attention": {"rope_type": "default"}}),
+                "sliding_attention",
+            ),
+        ] {
+            let text = parse(&with(section, bad)).unwrap_err().to_string();
+            assert!(text.contains(word) && text.contains(section), "{text}");
+        }
+        for plain in [
+            json!({}),
+            json!({"rope_type": "default", "factor": 1.0}),
+            json!({"factor": 1}),
+            json!({"type": "default", "rope_type": "default", "mrope_section": [1, 1]}),
+        ] {
+            let (config, _) = parse(&with(section, plain)).unwrap();
+            assert_eq!(config.rope_scaling, RopeScaling::None);
+        }
+    }
+}
+
+#[test]
+fn both_rotary_sections_must_say_the_same() {
+    let both = |old: Value, new: Value| {
+        let mut json = with("rope_scaling", old);
+        json["rope_parameters"] = new;
+        parse(&json)
+    };
+    let old = json!({"type": "linear", "factor": 2.0});
+    let new = json!({"rope_type": "linear", "factor": 2, "rope_theta": 10000.0});
+    let (config, _) = both(old.clone(), new).unwrap();
+    assert_eq!(config.rope_scaling, RopeScaling::Linear { factor: 2.0 });
+    for other in [
+        json!({"rope_type": "default"}),
+        json!({"rope_type": "linear", "factor": 4.0}),
+        json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 500_000.0}),
+    ] {
+        let text = both(old.clone(), other).unwrap_err().to_string();
+        assert!(
+            text.contains("`rope_parameters`") && text.contains("`rope_scaling`"),
+            "{text}"
+        );
+    }
+    // Absent, as JSON has it.
+    let (config, _) = both(old, Value::Null).unwrap();
+    assert_eq!(config.rope_scaling, RopeScaling::Linear { factor: 2.0 });
 }
 
 #[test]
@@ -883,6 +1026,50 @@ fn an_untied_head_and_rope_factors() {
     );
 }
 
+/// llama.cpp's reading: `std::string rope_scaling("linear")` unless the file names a type, then
+/// `rope.scaling.factor`, else `rope.scale_linear`, and 0 for none.
+#[test]
+fn gguf_scales_positions_as_llama_cpp_does() {
+    let none = RopeScaling::None;
+    let linear = |factor| RopeScaling::Linear { factor };
+    let (new, old) = ("llama.rope.scaling.factor", "llama.rope.scale_linear");
+    for (kind, factors, wanted) in [
+        (None, &[(new, 4f32)][..], linear(4.0)),
+        (None, &[(old, 4.0)], linear(4.0)),
+        (None, &[(new, 2.0), (old, 4.0)], linear(2.0)),
+        // Found, so that the old key is not looked at.
+        (None, &[(new, 0.0), (old, 4.0)], none.clone()),
+        (None, &[(old, 1.0)], none.clone()),
+        (None, &[(old, 0.0)], none.clone()),
+        (None, &[(new, 1.0)], none.clone()),
+        (Some("linear"), &[(old, 8.0)], linear(8.0)),
+        (Some("linear"), &[], none.clone()),
+        (Some("none"), &[(new, 4.0)], none.clone()),
+        (
+            None,
+            &[("llama.rope.scaling.attn_factor", 1.0), (new, 4.0)],
+            linear(4.0),
+        ),
+    ] {
+        let mut w = small_gguf("llama");
+        if let Some(kind) = kind {
+            w.text("llama.rope.scaling.type", kind);
+        }
+        for (key, factor) in factors {
+            w.value(key, 6, &factor.to_le_bytes());
+        }
+        let file = on_disk(&w.bytes());
+        let source = open(Some(&file.1)).unwrap();
+        let found = &source.config().rope_scaling;
+        assert_eq!(found, &wanted, "{kind:?} {factors:?}");
+    }
+    let mut both = small_gguf("llama");
+    both.value(old, 6, &4f32.to_le_bytes());
+    both.tensor("rope_freqs.weight", &[2], 0, encode("F32", &[1.0, 8.0]));
+    let words = ["`llama.rope`", "rope_freqs.weight"];
+    refused(&on_disk(&both.bytes()).1, "unsupported", &words);
+}
+
 /// Every truncation and every single flipped byte of a small file: an answer, never a panic.
 #[test]
 fn no_damage_panics() {
@@ -1080,6 +1267,7 @@ fn other_gguf_models() {
         w.bytes()
     };
     let number = |v: u32| Some((4, v.to_le_bytes().to_vec()));
+    let float = |v: f32| Some((6, v.to_le_bytes().to_vec()));
     let text = |t: &str| Some((8, string(t.as_bytes())));
     for (key, value, kind) in [
         ("general.architecture", text("gemma"), "unsupported"),
@@ -1090,6 +1278,9 @@ fn other_gguf_models() {
         ("llama.rope.dimension_count", number(2), "unsupported"),
         ("llama.attention.value_length", number(8), "unsupported"),
         ("llama.rope.scaling.type", text("yarn"), "unsupported"),
+        ("llama.rope.scaling.attn_factor", float(0.5), "unsupported"),
+        ("llama.rope.scaling.factor", float(-4.0), "file"),
+        ("llama.rope.scale_linear", float(f32::INFINITY), "file"),
         ("llama.block_count", None, "file"),
         ("llama.block_count", text("one"), "file"),
     ] {

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::rope;
 use crate::{Error, Result};
 
 /// Rotary position scaling.
@@ -62,6 +63,82 @@ impl Config {
     pub fn from_hugging_face(path: &Path, text: &str) -> Result<(Config, Vec<String>)> {
         let json = Json::parse(path, text)?;
         json.refuse_quantized()?;
+        Self::read(&json)
+    }
+
+    /// Refuses a `config.json` of a decoder that computes otherwise than this one; `path` names it.
+    ///
+    /// The model's name and its special tokens are not compared: the decoder does not look at
+    /// them. Nor is a `quantization_config`, which may tell where dequantized weights come from.
+    pub fn check_same(&self, path: &Path, text: &str) -> Result<()> {
+        let (other, _) = Self::read(&Json::parse(path, text)?)?;
+        match self.difference(&other) {
+            None => Ok(()),
+            Some((key, expected, found)) => Err(Error::file(
+                path,
+                format!("`{key}` is {found}, the model's is {expected}"),
+                "Use the config.json of the same model, or leave it out.",
+            )),
+        }
+    }
+
+    /// The first key in which two decoders differ, with both values.
+    fn difference(&self, other: &Config) -> Option<(&'static str, String, String)> {
+        let pairs = self.described().into_iter().zip(other.described());
+        let differing = pairs.map(|((key, a), (_, b))| (key, a, b));
+        let scaling = (
+            "rope_scaling",
+            format!("{:?}", self.rope_scaling),
+            format!("{:?}", other.rope_scaling),
+        );
+        differing
+            .filter(|(_, a, b)| a != b)
+            .chain((!rope::same_angles(self, other)).then_some(scaling))
+            .next()
+    }
+
+    /// Keys and values of all that two decoders can differ in, but for how positions are scaled:
+    /// GGUF and `config.json` say that in different words. Real numbers in F32, as GGUF has them.
+    fn described(&self) -> [(&'static str, String); 12] {
+        // In full, so that a new field is not forgotten here.
+        let Config {
+            architecture: _,
+            hidden_size,
+            intermediate_size,
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+            vocab_size,
+            max_position_embeddings,
+            rms_norm_eps,
+            rope_theta,
+            rope_scaling: _,
+            tied_head,
+            qkv_bias,
+            bos_token_id: _,
+            eos_token_id: _,
+        } = self;
+        [
+            ("hidden_size", hidden_size.to_string()),
+            ("intermediate_size", intermediate_size.to_string()),
+            ("num_hidden_layers", layers.to_string()),
+            ("num_attention_heads", heads.to_string()),
+            ("num_key_value_heads", kv_heads.to_string()),
+            ("head_dim", head_dim.to_string()),
+            ("vocab_size", vocab_size.to_string()),
+            (
+                "max_position_embeddings",
+                max_position_embeddings.to_string(),
+            ),
+            ("rms_norm_eps", (*rms_norm_eps as f32).to_string()),
+            ("rope_theta", (*rope_theta as f32).to_string()),
+            ("tie_word_embeddings", tied_head.to_string()),
+            ("attention_bias", qkv_bias.to_string()),
+        ]
+    }
+
+    fn read(json: &Json) -> Result<(Config, Vec<String>)> {
         let architecture = json.family()?;
         json.refuse_other_arithmetic()?;
 
@@ -85,7 +162,7 @@ impl Config {
         let (rope_theta, rope_scaling) = json.rope()?;
         let mut warnings = Vec::new();
         let mut max_position_embeddings = json.dimension("max_position_embeddings")?;
-        if let Some(window) = json.sliding_window()?
+        if let Some(window) = json.sliding_window(&architecture)?
             && window < max_position_embeddings
         {
             // Within one window, sliding and full attention are the same computation.
@@ -113,7 +190,7 @@ impl Config {
             eos_token_id: json.token("eos_token_id")?,
             architecture,
         };
-        config.validate(path)?;
+        config.validate(json.path)?;
         Ok((config, warnings))
     }
 
@@ -303,7 +380,11 @@ impl<'a> Json<'a> {
         Ok(())
     }
 
-    fn sliding_window(&self) -> Result<Option<usize>> {
+    fn sliding_window(&self, family: &str) -> Result<Option<usize>> {
+        if family == "mistral" && !self.object.contains_key("sliding_window") {
+            // transformers' `MistralConfig`: only an explicit null means that there is none.
+            return Ok(Some(4096));
+        }
         // Qwen2 carries a window that it switches off with a key of its own.
         if self.get("sliding_window").is_none() || self.flag("use_sliding_window")? == Some(false) {
             return Ok(None);
@@ -312,17 +393,39 @@ impl<'a> Json<'a> {
     }
 
     /// Rotary base and scaling, from `rope_parameters` or the older `rope_theta` and
-    /// `rope_scaling`.
+    /// `rope_scaling`. Where both sections are there, readers differ in which one they believe.
     fn rope(&self) -> Result<(f64, RopeScaling)> {
-        let top = self.number("rope_theta")?;
-        let (section, value) = match (self.get("rope_parameters"), self.get("rope_scaling")) {
-            (Some(new), _) => ("rope_parameters", new),
-            (None, Some(old)) => ("rope_scaling", old),
-            (None, None) => return Ok((top.unwrap_or(10_000.0), RopeScaling::None)),
-        };
+        match (self.get("rope_parameters"), self.get("rope_scaling")) {
+            (Some(new), Some(old)) => {
+                let rope = self.rope_section("rope_parameters", new)?;
+                if rope != self.rope_section("rope_scaling", old)? {
+                    return Err(self.damaged(format!(
+                        "`rope_parameters` {new} and `rope_scaling` {old} contradict each other"
+                    )));
+                }
+                Ok(rope)
+            }
+            (Some(new), None) => self.rope_section("rope_parameters", new),
+            (None, Some(old)) => self.rope_section("rope_scaling", old),
+            (None, None) => Ok((self.rope_theta()?, RopeScaling::None)),
+        }
+    }
+
+    fn rope_theta(&self) -> Result<f64> {
+        Ok(self.number("rope_theta")?.unwrap_or(10_000.0))
+    }
+
+    /// What one of the two sections says. What is not understood is refused, not left out:
+    /// positions that are scaled otherwise are another model.
+    fn rope_section(&self, section: &str, value: &Value) -> Result<(f64, RopeScaling)> {
         let object = value
             .as_object()
             .ok_or_else(|| self.damaged(format!("`{section}` is {value}, not an object")))?;
+        if let Some((key, _)) = object.iter().find(|(_, value)| value.is_object()) {
+            return Err(self.unsupported(format!(
+                "`{section}.{key}` is a section of its own: layers differ in their positions"
+            )));
+        }
         let optional = |key: &str| {
             number(object, key).map_err(|what| self.damaged(format!("`{section}`: {what}")))
         };
@@ -331,16 +434,24 @@ impl<'a> Json<'a> {
             Some(v) => Err(self.damaged(format!("`{section}.{key}` is {v}, not positive"))),
             None => Err(self.damaged(format!("`{section}.{key}` is missing"))),
         };
-        let theta = optional("rope_theta")?.or(top).unwrap_or(10_000.0);
+        let theta = match optional("rope_theta")? {
+            Some(theta) => theta,
+            None => self.rope_theta()?,
+        };
         if optional("partial_rotary_factor")?.unwrap_or(1.0) != 1.0 {
             return Err(self.unsupported(format!("`{section}.partial_rotary_factor` other than 1")));
         }
-        let kind = ["rope_type", "type"]
-            .iter()
-            .find_map(|k| object.get(*k).and_then(Value::as_str))
-            .unwrap_or("default");
-        let scaling = match kind {
-            "default" => RopeScaling::None,
+        let kind = self.rope_kind(section, object)?;
+        let scaling = match kind.unwrap_or("default") {
+            "default" => match optional("factor")? {
+                None | Some(1.0) => RopeScaling::None,
+                Some(factor) => {
+                    return Err(self.damaged(format!(
+                        "`{section}.factor` is {factor}, but `rope_type` is {}",
+                        kind.unwrap_or("missing")
+                    )));
+                }
+            },
             "linear" => RopeScaling::Linear {
                 factor: required("factor")?,
             },
@@ -364,6 +475,25 @@ impl<'a> Json<'a> {
             }
         };
         Ok((theta, scaling))
+    }
+
+    /// The type of a section, under its new or its old key.
+    fn rope_kind<'v>(
+        &self,
+        section: &str,
+        object: &'v Map<String, Value>,
+    ) -> Result<Option<&'v str>> {
+        let kind = |key: &str| match object.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(kind)) => Ok(Some(kind.as_str())),
+            Some(other) => Err(self.damaged(format!("`{section}.{key}` is {other}, not a string"))),
+        };
+        match (kind("rope_type")?, kind("type")?) {
+            (Some(new), Some(old)) if new != old => Err(self.damaged(format!(
+                "`{section}.rope_type` is \"{new}\" and `{section}.type` \"{old}\""
+            ))),
+            (new, old) => Ok(new.or(old)),
+        }
     }
 }
 

@@ -51,6 +51,13 @@ impl Rope {
     }
 }
 
+/// Whether two decoders of one head dimension turn pairs by the same angles, up to the rounding of
+/// a file that states them in F32.
+pub(super) fn same_angles(a: &Config, b: &Config) -> bool {
+    let (a, b) = (inverse_frequencies(a), inverse_frequencies(b));
+    a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-4 * a)
+}
+
 /// Angle per position for each rotary pair, `[head_dim / 2]`.
 ///
 /// The angles are rounded to F32 before they are multiplied by a position, as the reference

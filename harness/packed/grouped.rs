@@ -387,13 +387,17 @@ impl<const BITS: usize> Rows for View<'_, BITS> {
     ) -> S::V {
         let mut padded = [0; 16];
         const { assert!(S::LANES <= 16 && BITS <= 8) };
-        // SAFETY: the row holds whole blocks of eight codes, of which `count` needs
-        // `ceil(count / 8)`: at most 16 bytes.
+        // SAFETY: whole vectors are read where they lie inside `codes`. Else the row holds whole
+        // blocks of eight codes, of which `count` needs `ceil(count / 8)`: at most 16 bytes.
         unsafe {
+            let first = row.add(k / 8 * BITS);
+            let left = self.codes.as_ptr_range().end.offset_from_unsigned(first);
+            // Codes behind the group stand for finite numbers too, and a copy would be waited for.
+            if left >= S::LANES / 8 * BITS {
+                return S::codes::<BITS>(first, levels);
+            }
             let bytes = count.div_ceil(8) * BITS;
-            padded
-                .as_mut_ptr()
-                .copy_from_nonoverlapping(row.add(k / 8 * BITS), bytes);
+            padded.as_mut_ptr().copy_from_nonoverlapping(first, bytes);
             S::codes::<BITS>(padded.as_ptr(), levels)
         }
     }

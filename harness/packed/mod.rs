@@ -274,7 +274,7 @@ fn take(tensors: &mut Tensors, name: &str, dtype: DType, dims: &[usize]) -> Resu
 }
 
 /// Calls `f` with the elements of a contiguous CPU tensor.
-fn with_slice<T: WithDType, R>(
+pub(crate) fn with_slice<T: WithDType, R>(
     name: &str,
     tensor: &Tensor,
     f: impl FnOnce(&[T]) -> Result<R>,

@@ -12,9 +12,10 @@
 //!
 //! Every linear of the blocks must be there. Embedding, norms, biases and head are taken from the
 //! folder where it has them (a method may have folded scales into them), else from the model. A
-//! `config.json` is compared with the model's. The linears run as FP16 where all of them are
-//! stored so, else as FP32, which both keep the stored values exactly; what they would take in
-//! their own format is only declared.
+//! `config.json` must describe the same decoder as the model's, and a head beside tied embeddings
+//! must be the embedding once more. The linears run as FP16 where all of them are stored so, else
+//! as FP32, which both keep the stored values exactly; what they would take in their own format is
+//! only declared.
 
 use super::{Brought, Declared, Family, Group, LayerStats, Listed, ModelShape, Notes, QuantMethod};
 use crate::error::TensorFault;
@@ -110,28 +111,14 @@ impl Dequantized {
         })
     }
 
-    /// Compares the numbers of a `config.json` that is there with the model's.
+    /// Compares a `config.json` that is there with the model's.
     fn check_config(&self, model: &ModelShape) -> Result<()> {
         let path = self.folder.join("config.json");
-        let next = "save the dequantized weights of the same model, or leave config.json out";
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(Error::io(path, e, next)),
-        };
-        let config: BTreeMap<String, Value> = serde_json::from_str(&text)
-            .map_err(|e| Error::file(&path, format!("not readable: {e}"), next))?;
-        for (key, expected) in model.config {
-            let found = config.get(*key).and_then(Value::as_f64);
-            if let Some(found) = found.filter(|found| found != expected) {
-                return Err(Error::file(
-                    path,
-                    format!("`{key}` is {found}, the model's is {expected}"),
-                    next,
-                ));
-            }
+        match std::fs::read_to_string(&path) {
+            Ok(text) => (model.check_config)(&path, &text),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io(path, e, "make it readable, or leave it out")),
         }
-        Ok(())
     }
 
     /// What runs it without changing a value.
@@ -308,7 +295,7 @@ impl QuantMethod for Dequantized {
         }
         let known = |name: &str| {
             model.tensors.contains_key(name)
-                // A tied head saved once more, and what can be computed.
+                // A tied head saved once more, which is compared, and what can be computed.
                 || name == "lm_head.weight"
                 || name.ends_with("rotary_emb.inv_freq")
         };

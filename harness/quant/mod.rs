@@ -31,6 +31,7 @@ use crate::packed::{FormatSpec, PackedLinear};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::OnceLock;
 
 /// The built-in families, in the order in which tables show them.
@@ -316,8 +317,8 @@ pub trait Brought: Send + Sync {
 pub struct ModelShape<'a> {
     /// Of every tensor, by its Hugging Face name.
     pub tensors: &'a BTreeMap<String, Vec<usize>>,
-    /// Numbers of `config.json`, by their keys.
-    pub config: &'a BTreeMap<&'static str, f64>,
+    /// Refuses the text of a `config.json`, given its path, that describes another model.
+    pub check_config: &'a dyn Fn(&Path, &str) -> Result<()>,
 }
 
 /// What weights would take in a format that they are not run in.
@@ -375,7 +376,8 @@ pub trait QuantMethod: Send + Sync {
     }
 
     /// Scales `s[k_in] > 0` such that columns become `W[:,k] · s[k]` and inputs `x[k] / s[k]`;
-    /// `None` leaves the group as it is.
+    /// `None` leaves the group as it is. Called for every group; where it is not
+    /// [foldable](Group::foldable), scales are dropped.
     fn fold(
         &self,
         _group: &Group,

@@ -11,17 +11,16 @@ use crate::model::config::Config;
 use crate::model::decoder::{Block, Linear};
 use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::KvPrecision;
-use crate::model::weights::{WeightSource, layout};
+use crate::model::weights::{WeightSource, layout, untied};
 use crate::packed::random::{self, Untrained};
-use crate::packed::{PackedLinear, dense::Dense};
+use crate::packed::{PackedLinear, dense::Dense, with_slice};
 use crate::quant::{
     Brought, Calibration, Group, LayerStats, Matrix, Member, ModelShape, Notes, QuantMethod, Role,
 };
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use half::f16;
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A quantized model and what the method counted on the way.
@@ -69,7 +68,7 @@ pub fn quantize_in(
     let config = source.config().clone();
     let brought = method.brings(&ModelShape {
         tensors: &layout(&config),
-        config: &config_numbers(&config),
+        check_config: &|path, text| config.check_same(path, text),
     })?;
     let source: &dyn WeightSource = &Read {
         source,
@@ -103,6 +102,12 @@ pub fn quantize_in(
             native::HEAD,
             f16_tensor(source, native::HEAD, &[vocab, hidden])?,
         )?;
+    } else if let Some(head) = brought
+        .map(|b| b.tensor(native::HEAD))
+        .transpose()?
+        .flatten()
+    {
+        check_tied(&method.source(), &head, &embedding)?;
     }
     let mut flow = match calibrated {
         true => Some(Flow::new(
@@ -206,20 +211,6 @@ impl WeightSource for Read<'_> {
     }
 }
 
-/// What two models must agree in beyond their tensors' shapes.
-fn config_numbers(config: &Config) -> BTreeMap<&'static str, f64> {
-    BTreeMap::from([
-        ("hidden_size", config.hidden_size as f64),
-        ("intermediate_size", config.intermediate_size as f64),
-        ("num_hidden_layers", config.layers as f64),
-        ("num_attention_heads", config.heads as f64),
-        ("num_key_value_heads", config.kv_heads as f64),
-        ("vocab_size", config.vocab_size as f64),
-        ("rms_norm_eps", config.rms_norm_eps),
-        ("rope_theta", config.rope_theta),
-    ])
-}
-
 /// The four groups of a block, in the order of [`RawBlock::groups`].
 const QKV: usize = 0;
 const O: usize = 1;
@@ -233,6 +224,7 @@ struct RawBlock {
     biases: Vec<Vec<f32>>,
     attention_norm: Vec<f32>,
     mlp_norm: Vec<f32>,
+    layer: usize,
 }
 
 impl RawBlock {
@@ -295,6 +287,7 @@ impl RawBlock {
             biases,
             attention_norm: norm(native::ATTENTION_NORM)?,
             mlp_norm: norm(native::MLP_NORM)?,
+            layer,
         })
     }
 
@@ -313,10 +306,9 @@ impl RawBlock {
     ) -> Result<()> {
         let mut scales = vec![];
         for (group, stats) in self.groups.iter().zip(stats.iter()) {
-            scales.push(match group.foldable {
-                true => method.fold(group, stats.as_ref(), notes)?,
-                false => None,
-            });
+            // Asked of every group, because a method may count those that cannot be folded.
+            let chosen = method.fold(group, stats.as_ref(), notes)?;
+            scales.push(chosen.filter(|_| group.foldable));
         }
         for (g, scales) in scales.into_iter().enumerate() {
             let Some(mut scales) = scales else { continue };
@@ -365,7 +357,7 @@ impl RawBlock {
     /// The block over these linears (q, k, v, o, gate, up, down).
     fn block(&self, linears: Vec<Arc<dyn PackedLinear>>) -> Result<Block> {
         let mut linears = linears.into_iter();
-        let mut biases = self.biases.iter();
+        let mut biases = self.members().zip(&self.biases);
         let mut next = |biased: bool| -> Result<Linear> {
             let weight = linears.next().ok_or_else(|| {
                 Error::unsupported(
@@ -374,19 +366,25 @@ impl RawBlock {
                 )
             })?;
             let bias = match biased.then(|| biases.next()).flatten() {
-                Some(bias) => Some(to_f16(bias, &[bias.len()])?),
+                Some((member, bias)) => {
+                    let name = format!("{}.bias", member.name);
+                    Some(to_f16(&name, bias, &[bias.len()])?)
+                }
                 None => None,
             };
             Ok(Linear { weight, bias })
         };
-        let gain = |values: &[f32]| to_f16(values, &[values.len()]);
+        let gain = |name: &str, values: &[f32]| {
+            let name = weight_name(&module(self.layer, name));
+            to_f16(&name, values, &[values.len()])
+        };
         Ok(Block {
-            attention_norm: gain(&self.attention_norm)?,
+            attention_norm: gain(native::ATTENTION_NORM, &self.attention_norm)?,
             q: next(true)?,
             k: next(true)?,
             v: next(true)?,
             o: next(false)?,
-            mlp_norm: gain(&self.mlp_norm)?,
+            mlp_norm: gain(native::MLP_NORM, &self.mlp_norm)?,
             gate: next(false)?,
             up: next(false)?,
             down: next(false)?,
@@ -409,20 +407,40 @@ fn absorb_into_gain(gain: &mut [f32], scales: &mut [f32]) {
     }
 }
 
-fn f16_tensor(source: &dyn WeightSource, name: &str, shape: &[usize]) -> Result<Tensor> {
-    let values = source.tensor(name, shape)?;
-    if let Some(x) = values.iter().find(|x| !f16::from_f32(**x).is_finite()) {
-        return Err(Error::unsupported(
-            format!("tensor `{name}` holds {x}, which FP16 cannot"),
-            "embedding, norms and head are kept in FP16; use a checkpoint without such values",
-        ));
-    }
-    to_f16(&values, shape)
+/// Refuses a head that `place` brings for tied embeddings, unless it is the embedding (F16) that
+/// runs in its place.
+fn check_tied(place: &str, head: &[f32], embedding: &Tensor) -> Result<()> {
+    with_slice::<f16, _>("embedding", embedding, |embedding| {
+        let mut pairs = head.iter().map(|x| f16::from_f32(*x)).zip(embedding);
+        let found = match pairs.position(|(head, embedding)| head != *embedding) {
+            Some(at) => format!("{} at {at}, where that has {}", head[at], embedding[at]),
+            None if head.len() != embedding.len() => {
+                format!("{} values, where that has {}", head.len(), embedding.len())
+            }
+            None => return Ok(()),
+        };
+        Err(untied(Path::new(place), found))
+    })
 }
 
-fn to_f16(values: &[f32], shape: &[usize]) -> Result<Tensor> {
-    let values: Vec<f16> = values.iter().map(|x| f16::from_f32(*x)).collect();
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+fn f16_tensor(source: &dyn WeightSource, name: &str, shape: &[usize]) -> Result<Tensor> {
+    to_f16(name, &source.tensor(name, shape)?, shape)
+}
+
+/// Refuses values that are not finite in FP16.
+fn to_f16(name: &str, values: &[f32], shape: &[usize]) -> Result<Tensor> {
+    let narrow: Vec<f16> = values.iter().map(|x| f16::from_f32(*x)).collect();
+    if let Some(at) = narrow.iter().position(|x| !x.is_finite()) {
+        return Err(Error::unsupported(
+            format!(
+                "tensor `{name}` holds {} at {at}, which FP16 cannot",
+                values[at]
+            ),
+            "embedding, norms, biases and head are kept in FP16; use a checkpoint without such \
+             values",
+        ));
+    }
+    Ok(Tensor::from_vec(narrow, shape, &Device::Cpu)?)
 }
 
 #[cfg(test)]

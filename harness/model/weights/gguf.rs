@@ -716,7 +716,7 @@ fn config(file: &Gguf) -> Result<Config> {
             .number(&key("attention.layer_norm_rms_epsilon"))?
             .unwrap_or(1e-5),
         rope_theta: file.number(&key("rope.freq_base"))?.unwrap_or(10_000.0),
-        rope_scaling: rope_scaling(file, &key("rope.scaling"), head_dim)?,
+        rope_scaling: rope_scaling(file, &key("rope"), head_dim)?,
         tied_head: !file.tensors.contains_key("output.weight"),
         qkv_bias: file.tensors.contains_key("blk.0.attn_q.bias"),
         bos_token_id: file.count("tokenizer.ggml.bos_token_id")?,
@@ -726,26 +726,41 @@ fn config(file: &Gguf) -> Result<Config> {
     Ok(config)
 }
 
+/// As llama.cpp reads it: without a type the scaling is linear, the factor stands under its new or
+/// else its old key, and without a factor, or with 0, there is none. `prefix` is the keys'.
 fn rope_scaling(file: &Gguf, prefix: &str, head_dim: usize) -> Result<RopeScaling> {
-    let kind_key = format!("{prefix}.type");
-    let factor_key = format!("{prefix}.factor");
-    let scaling = match file.string(&kind_key)? {
-        None | Some("none") => RopeScaling::None,
-        Some("linear") => match file.number(&factor_key)? {
-            Some(factor) if factor.is_finite() && factor > 0.0 => RopeScaling::Linear { factor },
-            _ => {
-                return Err(damaged(
-                    &file.path,
-                    format!("`{factor_key}` is missing or not positive"),
-                ));
+    let unsupported = |what: String| {
+        Error::unsupported(
+            format!("{}: {what}", file.path.display()),
+            "Only unscaled, linear and Llama 3 rotary positions are implemented.",
+        )
+    };
+    let attention_key = format!("{prefix}.scaling.attn_factor");
+    if let Some(factor) = file.number(&attention_key)?.filter(|f| *f != 1.0) {
+        return Err(unsupported(format!("`{attention_key}` {factor}, not 1")));
+    }
+    let factor = || {
+        for key in ["scaling.factor", "scale_linear"] {
+            let key = format!("{prefix}.{key}");
+            match file.number(&key)? {
+                None => {}
+                Some(factor) if factor.is_finite() && factor >= 0.0 => return Ok(factor),
+                Some(factor) => {
+                    let what = format!("`{key}` is {factor}, not a positive number");
+                    return Err(damaged(&file.path, what));
+                }
             }
-        },
-        Some(other) => {
-            return Err(Error::unsupported(
-                format!("{}: `{kind_key}` \"{other}\"", file.path.display()),
-                "Only unscaled, linear and Llama 3 rotary positions are implemented.",
-            ));
         }
+        Ok(0.0)
+    };
+    let kind_key = format!("{prefix}.scaling.type");
+    let scaling = match file.string(&kind_key)? {
+        Some("none") => RopeScaling::None,
+        None | Some("linear") => match factor()? {
+            0.0 | 1.0 => RopeScaling::None,
+            factor => RopeScaling::Linear { factor },
+        },
+        Some(other) => return Err(unsupported(format!("`{kind_key}` \"{other}\""))),
     };
     let Some(factors) = file.tensors.get(ROPE_FACTORS) else {
         return Ok(scaling);
@@ -754,7 +769,7 @@ fn rope_scaling(file: &Gguf, prefix: &str, head_dim: usize) -> Result<RopeScalin
     if scaling != RopeScaling::None {
         return Err(Error::unsupported(
             format!(
-                "{}: both `{kind_key}` and tensor `{ROPE_FACTORS}`",
+                "{}: both a factor of `{prefix}` and tensor `{ROPE_FACTORS}`",
                 file.path.display()
             ),
             "Only one of the two ways to scale rotary positions is implemented at a time.",

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 use half::{bf16, f16};
 
+use super::assembly::{EMBEDDING, HEAD};
 use super::config::Config;
 use super::{drawn, synthetic};
 use crate::error::TensorFault;
@@ -135,13 +136,10 @@ pub fn layout(config: &Config) -> BTreeMap<String, Vec<usize>> {
     let mut add = |name: String, shape: &[usize]| {
         tensors.insert(name, shape.to_vec());
     };
-    add(
-        "model.embed_tokens.weight".into(),
-        &[config.vocab_size, hidden],
-    );
+    add(EMBEDDING.into(), &[config.vocab_size, hidden]);
     add("model.norm.weight".into(), &[hidden]);
     if !config.tied_head {
-        add("lm_head.weight".into(), &[config.vocab_size, hidden]);
+        add(HEAD.into(), &[config.vocab_size, hidden]);
     }
     for layer in 0..config.layers {
         let prefix = format!("model.layers.{layer}");
@@ -199,9 +197,13 @@ fn check_layout<'a>(
             None => return Err(missing(path, name, shape)),
         }
     }
-    for (name, (file, _)) in found {
-        let harmless = name.ends_with("rotary_emb.inv_freq")
-            || (config.tied_head && *name == "lm_head.weight");
+    for (name, (file, shape)) in found {
+        if config.tied_head && *name == HEAD {
+            // May be the embedding once more: whoever has the values compares them.
+            check_shape(file, name, &wanted[EMBEDDING], shape)?;
+            continue;
+        }
+        let harmless = name.ends_with("rotary_emb.inv_freq");
         if !harmless && !wanted.contains_key(*name) {
             return Err(Error::unsupported(
                 format!(
@@ -229,6 +231,20 @@ fn check_shape(path: &Path, name: &str, expected: &[usize], found: &[usize]) -> 
         next: "The weights belong to another configuration: download config and weights together."
             .into(),
     }))
+}
+
+/// The refusal of a head that is not the embedding, though the configuration says so; `found`
+/// says where it differs.
+pub(crate) fn untied(path: &Path, found: String) -> Error {
+    Error::from(TensorFault {
+        path: path.to_path_buf(),
+        tensor: HEAD.into(),
+        expected: format!("the values of `{EMBEDDING}`, as `tie_word_embeddings` is true"),
+        found,
+        next: "If the model has a head of its own, its config.json must say \
+               `tie_word_embeddings` false; else remove the tensor."
+            .into(),
+    })
 }
 
 fn missing(path: &Path, name: &str, expected: &[usize]) -> Error {

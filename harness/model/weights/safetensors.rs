@@ -7,9 +7,11 @@ use serde::Deserialize;
 
 use super::{
     Bytes, Float, WeightSource, check_layout, check_shape, display_name, is_body_linear, missing,
+    untied,
 };
 use crate::error::TensorFault;
 use crate::hash::sha256;
+use crate::model::assembly::{EMBEDDING, HEAD};
 use crate::model::config::{Config, already_quantized};
 use crate::{Error, Result};
 
@@ -170,7 +172,7 @@ impl SafetensorsSource {
             .map(|(name, t)| (name.as_str(), (shards[t.shard].0.as_path(), &t.shape[..])))
             .collect();
         check_layout(config_path, &config, &found)?;
-        Ok(Self {
+        let source = Self {
             name,
             config_path: config_path.to_path_buf(),
             config,
@@ -178,7 +180,38 @@ impl SafetensorsSource {
             warnings,
             shards,
             tensors,
-        })
+        };
+        source.check_tied_head()?;
+        Ok(source)
+    }
+
+    /// Refuses a head beside a configuration that ties it, unless it is the embedding once more.
+    fn check_tied_head(&self) -> Result<()> {
+        let (true, Some(head)) = (self.config.tied_head, self.tensors.get(HEAD)) else {
+            return Ok(());
+        };
+        let embedding = &self.tensors[EMBEDDING];
+        // In pieces, so that neither is in memory as a whole.
+        const PIECE: usize = 1 << 16;
+        let pieces = self.bytes(head).chunks(PIECE * head.float.size());
+        let others = self.bytes(embedding).chunks(PIECE * embedding.float.size());
+        for (i, (piece, other)) in pieces.zip(others).enumerate() {
+            let (piece, other) = (head.float.to_f32(piece), embedding.float.to_f32(other));
+            if let Some(at) = piece.iter().zip(&other).position(|(a, b)| a != b) {
+                let found = format!(
+                    "{} at {}, where that has {}",
+                    piece[at],
+                    i * PIECE + at,
+                    other[at]
+                );
+                return Err(untied(&self.shards[head.shard].0, found));
+            }
+        }
+        Ok(())
+    }
+
+    fn bytes(&self, stored: &Stored) -> &[u8] {
+        &self.shards[stored.shard].1[stored.start..stored.end]
     }
 }
 
@@ -330,9 +363,8 @@ impl WeightSource for SafetensorsSource {
             .tensors
             .get(name)
             .ok_or_else(|| missing(&self.config_path, name, expected))?;
-        let (path, bytes) = &self.shards[stored.shard];
-        check_shape(path, name, expected, &stored.shape)?;
-        Ok(stored.float.to_f32(&bytes[stored.start..stored.end]))
+        check_shape(&self.shards[stored.shard].0, name, expected, &stored.shape)?;
+        Ok(stored.float.to_f32(self.bytes(stored)))
     }
 
     fn sha256(&self) -> Result<String> {
