@@ -16,6 +16,7 @@ use crate::run::child::WORKER;
 use crate::run::progress::Progress;
 use crate::run::suite::{self as runs, Finished, Options, Plan};
 use crate::run::{cache, host, worker};
+use crate::say;
 use crate::{data::protocol::PROTOCOLS, quant};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::collections::BTreeMap;
@@ -373,7 +374,7 @@ pub fn main() -> i32 {
         Some(Command::History(args)) => history::run(&args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        say::aside(format_args!("error: {error}\n"));
         EXIT_USAGE
     })
 }
@@ -409,7 +410,7 @@ fn run(args: &RunArgs, typed: &ArgMatches) -> Result<i32> {
     let mut code = EXIT_OK;
     let mut folders = vec![];
     for part in &parts {
-        println!("{}:", part.name);
+        say::out(format_args!("{}:\n", part.name));
         code = code.max(run_part(part, progress, &interrupted)?);
         folders.push(part.name.clone());
         if interrupted.load(SeqCst) {
@@ -424,9 +425,13 @@ fn run(args: &RunArgs, typed: &ArgMatches) -> Result<i32> {
 fn run_part(part: &Part, progress: Progress, interrupted: &AtomicBool) -> Result<i32> {
     let options = &part.options;
     let finished = runs::run(options, progress, interrupted)?;
-    let rendered = report::render(&options.out)?;
-    print!("{}", report::terminal::summary(&finished.tables));
-    say_where(&rendered, progress);
+    let rendered = report::render(&options.out);
+    // What was measured is shown even where no page of it can be written.
+    say::out(format_args!(
+        "{}",
+        report::terminal::summary(&finished.tables)
+    ));
+    say_where(&rendered?, progress);
     Ok(exit_code(options, &finished))
 }
 
@@ -448,7 +453,7 @@ fn dry_run(parts: &[Part]) -> Result<i32> {
     let (mut count, mut done) = (0, 0);
     for plan in &plans {
         for warning in &plan.warnings {
-            eprintln!("warning: {warning}");
+            say::aside(format_args!("warning: {warning}\n"));
         }
         for cell in &plan.cells {
             count += 1;
@@ -471,9 +476,9 @@ fn dry_run(parts: &[Part]) -> Result<i32> {
             .zip(widths)
             .map(|(cell, width)| format!("{cell:<width$}"))
             .collect();
-        println!("{}", cells.join("  ").trim_end());
+        say::out(format_args!("{}\n", cells.join("  ").trim_end()));
     }
-    println!("{count} cells, {done} of them done");
+    say::out(format_args!("{count} cells, {done} of them done\n"));
     Ok(EXIT_OK)
 }
 
@@ -563,7 +568,7 @@ fn each_once<T: Clone + PartialEq>(list: &[T]) -> Vec<T> {
 
 /// The command as typed, without the folder that the program stands in.
 fn command_line() -> String {
-    let mut args = std::env::args();
+    let mut args = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned());
     let program = args.next().unwrap_or_default();
     let program = Path::new(&program)
         .file_name()
@@ -593,10 +598,10 @@ fn say_where(rendered: &Rendered, progress: Progress) {
 
 fn exit_code(options: &Options, finished: &Finished) -> i32 {
     if finished.interrupted {
-        eprintln!(
-            "Stopped. What was finished is in {}.\nRun the same command again to go on from there.",
+        say::aside(format_args!(
+            "Stopped. What was finished is in {}.\nRun the same command again to go on from there.\n",
             options.out.display()
-        );
+        ));
     }
     if finished.interrupted || finished.failed() {
         EXIT_CELL_FAILED
@@ -666,12 +671,12 @@ fn list(what: Option<Listed>) -> Result<i32> {
     }
     for (i, (title, rows)) in sections.iter().enumerate() {
         if i > 0 {
-            println!();
+            say::out(format_args!("\n"));
         }
-        println!("{title}");
+        say::out(format_args!("{title}\n"));
         let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         for (name, summary) in rows {
-            println!("  {name:<0$} {summary}", width.max(20));
+            say::out(format_args!("  {name:<0$} {summary}\n", width.max(20)));
         }
     }
     Ok(EXIT_OK)
@@ -697,14 +702,20 @@ fn render(dir: &Path) -> Result<i32> {
     let folders = report::runs::below(dir);
     if dir.join("run.json").exists() || folders.is_empty() {
         let rendered = report::render(dir)?;
-        print!("{}", report::terminal::summary(&report::Tables::read(dir)?));
-        println!("{}", rendered.html.display());
+        say::out(format_args!(
+            "{}",
+            report::terminal::summary(&report::Tables::read(dir)?)
+        ));
+        say::out(format_args!("{}\n", rendered.html.display()));
         return Ok(EXIT_OK);
     }
     for folder in &folders {
         report::render(&dir.join(folder))?;
     }
-    println!("{}", report::runs::write(dir, &folders)?.display());
+    say::out(format_args!(
+        "{}\n",
+        report::runs::write(dir, &folders)?.display()
+    ));
     Ok(EXIT_OK)
 }
 

@@ -24,5 +24,6 @@ pub mod packed;
 pub mod quant;
 pub mod report;
 pub mod run;
+pub mod say;
 
 pub use error::{Error, Result};

@@ -466,6 +466,13 @@ fn wrong_arguments_are_refused_with_the_way_out() {
             &["unknown precision", "gptq-int4"],
         ),
         (&["--precisions", "awq-int5"], &["awq-int5"]),
+        (
+            &["--batch", "18446744073709551615"],
+            &["--batch", "67108864"],
+        ),
+        (&["--batch", "2000000", "--context", "512"], &["1024000000"]),
+        (&["--reps", "18446744073709551615"], &["--reps", "1000000"]),
+        (&["--threads", "100000"], &["--threads", "4096"]),
         (&["--reference", "nothing"], &["unknown precision"]),
         (&["--kv", "int1"], &["KV cache", "fp16, fp32"]),
         (&["--protocol", "mine"], &["protocol", "gptq-v1@N"]),
@@ -1019,6 +1026,53 @@ fn list_shows_the_registries() {
     );
     let precisions = stdout(&run(quantbench().args(["list", "precisions"])));
     assert!(!precisions.contains("gptq-v1@N"));
+}
+
+#[test]
+fn a_reader_who_has_gone_changes_nothing() {
+    let out = tempfile::tempdir().unwrap();
+    let mut run_of = quick_run(out.path());
+    run_of.args(["--precisions", "fp16"]);
+    let mut list = quantbench();
+    list.arg("list");
+    for command in [&mut list, &mut run_of] {
+        let started = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut process = started.unwrap();
+        drop((process.stdout.take(), process.stderr.take()));
+        assert_eq!(process.wait().unwrap().code(), Some(0));
+    }
+    assert!(Tables::read(out.path()).unwrap().info.complete);
+    assert!(out.path().join("index.html").exists());
+}
+
+#[test]
+fn names_that_are_no_text_are_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"m\xff"));
+    for option in ["--model", "--out", "--turns", "--cache"] {
+        let mut command = quick_run(&dir.path().join("out"));
+        // The last --out would count; clap refuses two.
+        if option == "--out" {
+            command = quantbench();
+            command.arg("run");
+        }
+        let output = run(command.arg(option).arg(&odd));
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{option}: {}",
+            stderr(&output)
+        );
+        assert!(
+            stderr(&output).contains("UTF-8"),
+            "{option}: {}",
+            stderr(&output)
+        );
+    }
 }
 
 #[test]

@@ -509,6 +509,69 @@ fn every_protocol_is_judged_by_itself() {
 }
 
 #[test]
+fn nothing_to_compare_is_code_4() {
+    let lost: fn(&mut Tables) = |t| {
+        for row in &mut t.results {
+            row.status = Status::Timeout;
+        }
+    };
+    let mut base = made_up();
+    lost(&mut base);
+    for (new, found) in [(base.clone(), "0 cells"), (made_up(), "2 cells")] {
+        let pair = Pair::of(&base, &new);
+        let output = pair.compare(&[]);
+        assert_eq!(output.status.code(), Some(4));
+        assert!(stdout(&output).contains(found), "{}", stdout(&output));
+    }
+    // Where the new run has lost what the base has, that is what is wrong.
+    assert_eq!(
+        Pair::of(&made_up(), &base).compare(&[]).status.code(),
+        Some(3)
+    );
+    // A table that has lost its rows, or all of it, is damaged.
+    for text in ["", "garbage\n"] {
+        let pair = Pair::edited(|_| {});
+        fs::write(pair.base().join("results.csv"), text).unwrap();
+        let output = pair.compare(&[]);
+        assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains("no column `run_id`"),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn a_comparison_is_written_into_what_a_link_names() {
+    let pair = Pair::edited(|_| {});
+    let [file, link] = ["text", "link"].map(|name| pair.dir.path().join(name));
+    fs::write(&file, "before").unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let output = pair.compare(&["--output", link.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(fs::read_to_string(&file).unwrap().contains("no regression"));
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+}
+
+#[test]
+fn a_suite_brings_its_thresholds() {
+    let decode = METRICS.iter().find(|m| m.id == "decode_tok_s").unwrap();
+    let pair = Pair::edited(|t| {
+        worsen(t, decode, 1.15, false);
+        let table = serde_json::json!({"max_decode_decrease": "15%"});
+        t.info.options.insert("compare".into(), table);
+    });
+    assert_eq!(pair.compare(&[]).status.code(), Some(0));
+    let typed = ["--max-decode-decrease", "5%"];
+    assert_eq!(pair.compare(&typed).status.code(), Some(1));
+    let file = pair.dir.path().join("own.toml");
+    fs::write(&file, "[compare]\n").unwrap();
+    let own = ["--thresholds", file.to_str().unwrap()];
+    assert_eq!(pair.compare(&own).status.code(), Some(1));
+}
+
+#[test]
 fn missing_and_failed_cells_are_code_3() {
     let code = |edit: fn(&mut Tables), words: &str| {
         let pair = Pair::edited(edit);

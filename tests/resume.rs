@@ -245,6 +245,26 @@ fn a_repeated_run_measures_only_what_is_new() {
 }
 
 #[test]
+fn a_mistake_costs_nothing_that_is_finished() {
+    let out = tempfile::tempdir().unwrap();
+    let with = |more: &[&str]| run(quick(out.path(), "fp16").args(["--reps", "1"]).args(more));
+    assert_eq!(with(&[]).status.code(), Some(0));
+    let kept = journal(out.path());
+    let page = fs::read(out.path().join("index.html")).unwrap();
+    for mistake in [
+        &["--force", "--model", "/nosuch"][..],
+        &["--datasets", "/nosuch"],
+    ] {
+        let output = with(mistake);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert_eq!(journal(out.path()), kept);
+        assert_eq!(fs::read(out.path().join("index.html")).unwrap(), page);
+    }
+    assert!(stderr(&with(&[])).contains("taken over"));
+    assert!(!stderr(&with(&["--force"])).contains("taken over"));
+}
+
+#[test]
 fn speeds_that_are_compared_were_timed_side_by_side() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();

@@ -146,6 +146,21 @@ fn several_models_have_a_folder_each_and_tables_together() {
     fs::remove_file(out.join("index.html")).unwrap();
     run(quantbench().arg("report").arg(&out), 0);
     assert_eq!(fs::read_to_string(out.join("index.html")).unwrap(), page);
+    // Its runs are kept and compared by their names.
+    let kept = |more: &str| {
+        let baselines = dir.path().join("baselines");
+        run(
+            suite(&file, &out, &[more, "all", "--baselines"]).arg(baselines),
+            0,
+        )
+    };
+    kept("--save-baseline");
+    let compared = stdout(&kept("--baseline"));
+    assert!(
+        compared.contains("first") && compared.contains("second"),
+        "{compared}"
+    );
+    assert!(compared.contains("no regression"), "{compared}");
     // A typed model stands for all of the file's.
     let one = dir.path().join("one");
     let mut typed = suite(&file, &one, &["--dry-run", "--model"]);

@@ -4,6 +4,7 @@ use super::{EXIT_CELL_FAILED, EXIT_OK};
 use crate::compare::thresholds::Percent;
 use crate::compare::{self, Comparison, Outcome, Side, Thresholds, baseline, render};
 use crate::report::csv::write_whole;
+use crate::say;
 use crate::{Error, Result};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -89,10 +90,15 @@ impl ThresholdArgs {
     /// The values of the file, else of the suite file, or the defaults, with those of the command
     /// line over them.
     fn read(&self, suite: Option<&Path>) -> Result<Thresholds> {
-        let mut t = match self.thresholds.as_deref().or(suite) {
+        let t = match self.thresholds.as_deref().or(suite) {
             Some(file) => Thresholds::read(file)?,
             None => Thresholds::default(),
         };
+        self.over(t)
+    }
+
+    /// Those of the command line over `t`.
+    fn over(&self, mut t: Thresholds) -> Result<Thresholds> {
         for (value, given) in [
             (&mut t.max_perplexity_increase, self.max_perplexity_increase),
             (&mut t.max_kl_increase, self.max_kl_increase),
@@ -125,13 +131,14 @@ impl BaselineArgs {
         match code {
             EXIT_OK => {
                 let folder = baseline::save(run, &self.baselines, name)?;
-                eprintln!("baseline `{name}`: {}", folder.display());
+                say::aside(format_args!("baseline `{name}`: {}\n", folder.display()));
             }
-            code => eprintln!(
+            code => say::aside(format_args!(
                 "baseline `{name}` was not saved, since the exit code is {code}; to keep this run \
-                 all the same:\n  quantbench compare --save-baseline {name} {}",
+                 all the same:\n  quantbench compare --save-baseline {name} --baselines {} {}\n",
+                self.baselines.display(),
                 run.display()
-            ),
+            )),
         }
         Ok(())
     }
@@ -140,14 +147,15 @@ impl BaselineArgs {
 /// The base's side, or the exit code for one that is missing or damaged.
 fn base(side: Result<Side>) -> std::result::Result<Side, i32> {
     side.map_err(|error| {
-        eprintln!("error: no baseline to compare with: {error}");
+        say::aside(format_args!(
+            "error: no baseline to compare with: {error}\n"
+        ));
         Outcome::NotComparable.exit_code()
     })
 }
 
 pub(super) fn run(args: &CompareArgs) -> Result<i32> {
     args.baseline.check()?;
-    let thresholds = args.thresholds.read(None)?;
     let (base_dir, new) = match (args.dirs.as_slice(), &args.baseline.baseline) {
         ([base, new], None) => (Some(base.clone()), new),
         ([new], Some(name)) => {
@@ -173,6 +181,14 @@ pub(super) fn run(args: &CompareArgs) -> Result<i32> {
         false => Side::read,
     };
     let side = read(new)?;
+    let stored = match args.thresholds.thresholds {
+        Some(_) => None,
+        None => side.first().map(Thresholds::stored).transpose()?.flatten(),
+    };
+    let thresholds = match stored {
+        Some(stored) => args.thresholds.over(stored)?,
+        None => args.thresholds.read(None)?,
+    };
     let code = match base_dir {
         None => EXIT_OK,
         Some(dir) => {
@@ -188,14 +204,24 @@ pub(super) fn run(args: &CompareArgs) -> Result<i32> {
                 Format::Junit => render::junit(&comparison),
             };
             match &args.output {
-                Some(file) => write_whole(file, text.as_bytes())?,
-                None => print!("{text}"),
+                Some(file) => write(file, text.as_bytes())?,
+                None => say::out(format_args!("{text}")),
             }
             comparison.exit_code
         }
     };
     args.baseline.save(new, code)?;
     Ok(code)
+}
+
+/// Writes a comparison: whole or not at all, but into what is no plain file as it is (a device, a
+/// pipe, what a link points to), rather than putting a file in its place.
+fn write(file: &Path, text: &[u8]) -> Result<()> {
+    match std::fs::symlink_metadata(file) {
+        Ok(found) if !found.is_file() => std::fs::write(file, text)
+            .map_err(|e| Error::io(file, e, "name another file with --output")),
+        _ => write_whole(file, text),
+    }
 }
 
 /// What follows a run: the comparison with a baseline, and saving one.
@@ -235,7 +261,7 @@ impl<'a> Gate<'a> {
             Some(base) => {
                 let comparison: Comparison =
                     compare::compare(base, &Side::read(out)?, &self.thresholds);
-                print!("\n{}", render::terminal(&comparison));
+                say::out(format_args!("\n{}", render::terminal(&comparison)));
                 match comparison.exit_code {
                     // Stopped before its end, or a cell that has failed in the base too.
                     EXIT_OK if code != EXIT_OK => EXIT_CELL_FAILED,

@@ -3,6 +3,7 @@
 use super::EXIT_OK;
 use crate::Result;
 use crate::history::{self, trend};
+use crate::say;
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -25,17 +26,17 @@ pub(super) fn run(args: &HistoryArgs) -> Result<i32> {
         runs => history::append(&args.history, runs)?,
     };
     if !read.said.is_empty() {
-        println!("{}: {}", args.history.display(), read.said);
+        say::out(format_args!("{}: {}\n", args.history.display(), read.said));
     }
     for line in &read.rejected {
-        eprintln!("warning: {line}");
+        say::aside(format_args!("warning: {line}\n"));
     }
     let beside = args.history.parent().filter(|p| !p.as_os_str().is_empty());
     let out = args.out.as_deref().or(beside).unwrap_or(Path::new("."));
     let drawn = trend::render(&read.rows, out)?;
     for sentence in &drawn.changes {
-        println!("{sentence}");
+        say::out(format_args!("{sentence}\n"));
     }
-    println!("trend: {}", drawn.page.display());
+    say::out(format_args!("trend: {}\n", drawn.page.display()));
     Ok(EXIT_OK)
 }

@@ -23,6 +23,7 @@ pub use thresholds::Thresholds;
 
 use crate::measure::stats::median;
 use crate::report::Tables;
+use crate::report::record::Status;
 use cells::{Cell, Data, Failure, Observation, Turns, matched, turns};
 use comparable::{Difference, differences};
 use interval::{
@@ -266,6 +267,15 @@ fn observe(
         Turns::Apart => {}
     }
     run.not_comparable = cells.lacking;
+    if cells.observations.is_empty() && run.failed.is_empty() && run.not_comparable.is_empty() {
+        let fine = |t: &Tables| {
+            let fine = t.results.iter().filter(|row| row.status == Status::Ok);
+            format!("{} cells with a result", fine.count())
+        };
+        let what = "numbers that both have".to_string();
+        run.not_comparable
+            .push(Difference::new(what, fine(a), fine(b)));
+    }
     match run.not_comparable.is_empty() {
         true => Some((run, cells.observations)),
         false => Some((run, vec![])),

@@ -40,6 +40,11 @@ impl Side {
         })
     }
 
+    /// The first of its runs.
+    pub fn first(&self) -> Option<&Tables> {
+        self.runs.values().flatten().next()
+    }
+
     /// Reads the runs in the subfolders of `dir` as one run that was made several times.
     ///
     /// # Errors
@@ -52,19 +57,25 @@ impl Side {
     }
 }
 
-/// Name and folder of every run in `dir`.
+/// Name and folder of every run in `dir`. The tables of a suite of several models stand beside
+/// their runs, so that it is `run.json` that makes a folder a run.
 pub fn run_folders(dir: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let next = "name the folder of a run (it holds results.csv and run.json), or of several";
-    if dir.join("results.csv").is_file() {
-        return Ok(BTreeMap::from([(String::new(), dir.to_path_buf())]));
+    let itself = || BTreeMap::from([(String::new(), dir.to_path_buf())]);
+    if dir.join("run.json").is_file() {
+        return Ok(itself());
     }
     let mut folders = BTreeMap::new();
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e, next))? {
         let path = entry.map_err(|e| Error::io(dir, e, next))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !name.starts_with('.') && path.join("results.csv").is_file() {
+        if !name.starts_with('.') && path.join("run.json").is_file() {
             folders.insert(name.into_owned(), path);
         }
+    }
+    if folders.is_empty() && dir.join("results.csv").is_file() {
+        // A run that has lost its run.json, which reading it will say.
+        return Ok(itself());
     }
     if folders.is_empty() {
         return Err(Error::file(dir, "no run in this folder", next));

@@ -24,6 +24,7 @@
 //!   equally among all decisions of a comparison (Bonferroni), so that more cells do not mean
 //!   more false alarms.
 
+use crate::report::Tables;
 use crate::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
@@ -129,6 +130,18 @@ impl Thresholds {
             Error::file(path, what, "write it as in `max_decode_decrease = \"5%\"`")
         })?;
         sections.compare.checked()
+    }
+
+    /// The `[compare]` table of the suite file that a run was asked for by; `None` without one.
+    pub fn stored(run: &Tables) -> Result<Option<Self>> {
+        let table = run.info.options.get("compare");
+        let Some(table) = table.filter(|t| t.as_object().is_some_and(|t| !t.is_empty())) else {
+            return Ok(None);
+        };
+        let next = "leave the thresholds of its suite aside with --thresholds FILE";
+        let read = serde_json::from_value::<Self>(table.clone());
+        let read = read.map_err(|e| Error::usage(format!("`compare` in run.json: {e}"), next))?;
+        read.checked().map(Some)
     }
 
     /// Itself, if the values make sense together.

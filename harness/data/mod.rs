@@ -27,6 +27,9 @@ use self::manifest::{Join, text_field};
 use crate::hash::{sha256, sha256_of_file};
 use crate::{Error, Result};
 
+/// Name of the rows over all sets together.
+pub const OVERALL: &str = "overall";
+
 // `const FOLDERS: &[Folder]` and `const PUBLIC: &[Folder]`, each in name order.
 include!(concat!(env!("OUT_DIR"), "/datasets.rs"));
 
@@ -166,6 +169,12 @@ pub fn select(names: &[String], kind: Kind) -> Result<Vec<Dataset>> {
             let public = public.iter().map(|manifest| manifest.name.as_str());
             from_path(name, kind, &embedded.chain(public).collect::<Vec<_>>())?
         };
+        if set.manifest.name == OVERALL {
+            return Err(Error::usage(
+                format!("a {kind} set cannot be called `{OVERALL}`: that is all of them together"),
+                "Rename the file, or name it otherwise in a manifest.",
+            ));
+        }
         // Rows are told apart by this name.
         if chosen.iter().any(|c| c.manifest.name == set.manifest.name) {
             return Err(Error::usage(

@@ -2,7 +2,8 @@
 //!
 //! A damaged line costs itself and nothing else: it is named, left out, and at the next append
 //! moved as it is to `<file>.rejected`. A record is one line, so that a stray quote cannot
-//! swallow those after it.
+//! swallow those after it. Columns go by their names: where no header names them, nothing says
+//! what a value is, and all lines count as damaged.
 
 pub mod change_points;
 pub mod trend;
@@ -14,7 +15,7 @@ use crate::report::csv::write_whole;
 use crate::report::record::Status;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -50,7 +51,7 @@ pub struct HistoryRow {
 #[derive(Debug, Default)]
 pub struct History {
     pub rows: Vec<HistoryRow>,
-    /// What was left out and why, one sentence a line of the file.
+    /// What was left out and why.
     pub rejected: Vec<String>,
     /// What an append did, in words.
     pub said: String,
@@ -70,23 +71,33 @@ pub fn read(path: &Path) -> Result<History> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => vec![],
         Err(e) => return Err(Error::io(path, e, "name a history with --history")),
     };
-    let ours = header();
     let mut history = History {
-        header: ours.clone(),
+        header: header(),
         ..History::default()
     };
-    let mut lines = bytes.split_inclusive(|b| *b == b'\n').enumerate();
-    if let Some((_, first)) = lines.next() {
-        match text(first) {
-            // Of an older or a newer version: the longer one is kept.
-            Ok(line) if extends(&line, &ours) => history.header = line,
-            Ok(line) if extends(&ours, &line) => {}
-            _ => history.reject(path, 1, first, "its header is not that of a history"),
+    let lines: Vec<&[u8]> = bytes.split_inclusive(|b| *b == b'\n').collect();
+    let found = lines.iter().position(|line| is_header(line));
+    let Some(first) = found else {
+        if !lines.is_empty() {
+            history.rejected.push(format!(
+                "{} is left out: it has no header of a history, which says what its columns are",
+                path.display()
+            ));
         }
+        history.rejected_lines = lines.into_iter().map(<[u8]>::to_vec).collect();
+        return Ok(history);
+    };
+    // Of an older version: ours, which is longer, takes its place.
+    let named = text(lines[first]).unwrap_or_default();
+    if !extends(&history.header, &named) {
+        history.header = named;
     }
-    let columns = history.header.split(',').count();
-    for (number, line) in lines {
+    let columns = fields(&history.header).map_or(0, |names| names.len());
+    for (i, line) in lines.into_iter().enumerate().filter(|(i, _)| *i != first) {
         let parsed = text(line).and_then(|line| {
+            if i < first {
+                return Err("it stands before the header".into());
+            }
             let row = parse(&line, &history.header)?;
             Ok((row, line))
         });
@@ -95,14 +106,15 @@ pub fn read(path: &Path) -> Result<History> {
                 history.lines.push(padded(line, columns));
                 history.rows.push(row);
             }
-            Err(why) => history.reject(path, number + 1, line, &why),
+            Err(why) => history.reject(path, i + 1, line, &why),
         }
     }
     Ok(history)
 }
 
-/// Appends the runs in `dirs` (each a run, or a folder of runs) to a history. A run that is in it
-/// already is not added again. The file is replaced whole; two appends at once take turns.
+/// Appends the runs in `dirs` (each a run, or a folder of runs) to a history. A row that is in it
+/// already is not added again, unless the cell had failed and the run, resumed, has measured it
+/// since. The file is replaced whole; two appends at once take turns.
 ///
 /// # Errors
 /// A folder without a run, a damaged run, or a folder that cannot be written.
@@ -122,19 +134,38 @@ pub fn append(path: &Path, dirs: &[PathBuf]) -> Result<History> {
     let _ = lock.lock();
 
     let mut history = read(path)?;
-    let there: BTreeSet<String> = history.rows.iter().map(|r| r.run_id.clone()).collect();
-    let known = new.len();
-    new.retain(|row| !there.contains(&row.run_id));
-    history.said = match (new.len(), known - new.len()) {
-        (added, 0) => format!("{added} rows added"),
-        (added, known) => format!("{added} rows added, {known} were there"),
-    };
-    let columns = history.header.split(',').count();
+    let mut there: BTreeMap<_, bool> = BTreeMap::new();
+    for row in &history.rows {
+        *there.entry(identity(row)).or_default() |= row.status == Status::Ok;
+    }
+    let all = new.len();
+    new.retain(|row| {
+        let ok = row.status == Status::Ok;
+        let is_new = match there.get(&identity(row)) {
+            None => true,
+            Some(was_ok) => ok && !was_ok,
+        };
+        if is_new {
+            there.insert(identity(row), ok);
+        }
+        is_new
+    });
+    history.said = format!("{} added", counted(new.len(), "row"));
+    match all - new.len() {
+        0 => {}
+        1 => history.said += ", 1 was there",
+        known => history.said += &format!(", {known} were there"),
+    }
     for row in &new {
-        history.lines.push(padded(line(row)?, columns));
+        history.lines.push(line(row, &history.header)?);
     }
     history.rows.extend(new);
     set_aside(path, &history.rejected_lines)?;
+    if !history.rejected_lines.is_empty() {
+        let moved = counted(history.rejected_lines.len(), "damaged line");
+        let file = rejected_file(path);
+        history.said += &format!(", {moved} moved to {}", file.display());
+    }
     let mut text = history.header.clone() + "\n";
     for line in &history.lines {
         text += line;
@@ -173,12 +204,28 @@ fn set_aside(path: &Path, lines: &[Vec<u8>]) -> Result<()> {
 impl History {
     fn reject(&mut self, path: &Path, number: usize, line: &[u8], why: &str) {
         self.rejected.push(format!(
-            "{}, line {number}, is left out: {why} (damaged lines are kept in {})",
-            path.display(),
-            rejected_file(path).display()
+            "{}, line {number}, is left out: {why}",
+            path.display()
         ));
         self.rejected_lines.push(line.to_vec());
     }
+}
+
+/// What no two rows share, but for a failed one and the one that a resumed run measured later.
+fn identity(row: &HistoryRow) -> ([String; 5], [Option<u64>; 2]) {
+    let words = [
+        &row.run_id,
+        &row.device,
+        &row.model,
+        &row.precision,
+        &row.kv_cache,
+    ];
+    (words.map(String::clone), [row.batch, row.prompt_tokens])
+}
+
+/// "1 row", "2 rows".
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The rows of a run.
@@ -226,28 +273,46 @@ fn text(line: &[u8]) -> std::result::Result<String, String> {
     }
 }
 
-fn parse(line: &str, header: &str) -> std::result::Result<HistoryRow, String> {
-    let record = |line: &str| -> std::result::Result<csv::StringRecord, String> {
-        let mut reader = csv::ReaderBuilder::new()
-            .has_headers(false)
-            .from_reader(line.as_bytes());
-        let first = reader.records().next();
-        first.ok_or("it is empty")?.map_err(|e| e.to_string())
+/// The cells of a line.
+fn fields(line: &str) -> std::result::Result<csv::StringRecord, String> {
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .from_reader(line.as_bytes());
+    let first = reader.records().next();
+    first.ok_or("it is empty")?.map_err(|e| e.to_string())
+}
+
+/// Whether a line names every column of ours once, in whatever order, as a spreadsheet may leave
+/// them; or the first ones, as an older version's.
+fn is_header(line: &[u8]) -> bool {
+    let Ok(line) = text(line) else { return false };
+    let ours = header();
+    let named = |names: &csv::StringRecord| {
+        let once = |ours: &str| names.iter().filter(|name| *name == ours).count() == 1;
+        ours.split(',').all(once)
     };
-    let (header, mut record) = (record(header)?, record(line)?);
-    // Columns that a later version appended are absent in older lines.
-    let least = HEADER_AT_FIRST.min(header.len());
-    if record.len() < least || record.len() > header.len() {
-        let (found, expected) = (record.len(), header.len());
+    extends(&ours, &line) || fields(&line).is_ok_and(|names| named(&names))
+}
+
+fn parse(line: &str, header: &str) -> std::result::Result<HistoryRow, String> {
+    let (names, mut record) = (fields(header)?, fields(line)?);
+    // Columns that a later version appended are absent in older lines. In another order nothing
+    // says which ones a short line lacks.
+    let least = match extends(header, &self::header()) {
+        true => HEADER_AT_FIRST,
+        false => names.len(),
+    };
+    if record.len() < least || record.len() > names.len() {
+        let (found, expected) = (record.len(), names.len());
         return Err(format!(
             "it has {found} columns where the header has {expected}"
         ));
     }
-    while record.len() < header.len() {
+    while record.len() < names.len() {
         record.push_field("");
     }
     let row: HistoryRow = record
-        .deserialize(Some(&header))
+        .deserialize(Some(&names))
         .map_err(|e| match e.kind() {
             csv::ErrorKind::Deserialize { err, .. } => format!("{}", err.kind()),
             _ => e.to_string(),
@@ -261,23 +326,36 @@ fn parse(line: &str, header: &str) -> std::result::Result<HistoryRow, String> {
 /// Columns of the first version; no line can have fewer.
 const HEADER_AT_FIRST: usize = 21;
 
-fn line(row: &HistoryRow) -> Result<String> {
-    Ok(csv_text(row, false)?.trim_end().into())
+/// A row as a line under a header: a column that is not ours stays empty.
+fn line(row: &HistoryRow, header: &str) -> Result<String> {
+    let defect = |what: String| Error::file("history", what, "report this as a defect");
+    let text = csv_text(row).map_err(defect)?;
+    // No cell holds a line end: `one_line` sees to it.
+    let mut lines = text.lines();
+    let mut next = || fields(lines.next().unwrap_or_default()).map_err(defect);
+    let (ours, values, names) = (next()?, next()?, fields(header).map_err(defect)?);
+    let cells = names.iter().map(|name| {
+        let column = ours.iter().position(|our| our == name);
+        column.and_then(|i| values.get(i)).unwrap_or_default()
+    });
+    let mut writer = csv::Writer::from_writer(vec![]);
+    let written = writer.write_record(cells).map_err(|e| e.to_string());
+    let bytes = written.and_then(|()| writer.into_inner().map_err(|e| e.to_string()));
+    let text = String::from_utf8(bytes.map_err(defect)?).map_err(|e| defect(e.to_string()))?;
+    Ok(text.trim_end_matches('\n').into())
 }
 
 fn header() -> String {
-    let text = csv_text(&HistoryRow::default(), true).unwrap_or_default();
+    let text = csv_text(&HistoryRow::default()).unwrap_or_default();
     text.lines().next().unwrap_or_default().into()
 }
 
-fn csv_text(row: &HistoryRow, with_header: bool) -> Result<String> {
-    let defect = |what: String| Error::file("history", what, "report this as a defect");
-    let mut writer = csv::WriterBuilder::new()
-        .has_headers(with_header)
-        .from_writer(vec![]);
-    writer.serialize(row).map_err(|e| defect(e.to_string()))?;
-    let bytes = writer.into_inner().map_err(|e| defect(e.to_string()))?;
-    String::from_utf8(bytes).map_err(|e| defect(e.to_string()))
+/// Our header, and the row under it.
+fn csv_text(row: &HistoryRow) -> std::result::Result<String, String> {
+    let mut writer = csv::Writer::from_writer(vec![]);
+    writer.serialize(row).map_err(|e| e.to_string())?;
+    let bytes = writer.into_inner().map_err(|e| e.to_string())?;
+    String::from_utf8(bytes).map_err(|e| e.to_string())
 }
 
 /// Whether a header has all columns of another, in their places.
@@ -288,15 +366,7 @@ fn extends(long: &str, short: &str) -> bool {
 
 /// A line with empty cells for columns that it lacks.
 fn padded(line: String, columns: usize) -> String {
-    let reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .from_reader(line.as_bytes())
-        .into_records()
-        .next();
-    let cells = match reader {
-        Some(Ok(record)) => record.len(),
-        _ => columns,
-    };
+    let cells = fields(&line).map_or(columns, |record| record.len());
     line + &",".repeat(columns.saturating_sub(cells))
 }
 
@@ -313,14 +383,45 @@ mod tests {
             perplexity: Some(25.25),
             ..HistoryRow::default()
         };
-        let text = line(&row).unwrap();
+        let text = line(&row, &header()).unwrap();
         assert_eq!(parse(&text, &header()), Ok(row.clone()));
         // A later version's columns: kept, and padded on lines that lack them.
         let later = header() + ",joules";
         assert!(extends(&later, &header()) && !extends(&header(), &later));
         assert!(!extends(&(header() + "x"), &header()));
-        assert_eq!(parse(&text, &later), Ok(row));
+        assert_eq!(parse(&text, &later), Ok(row.clone()));
+        assert_eq!(line(&row, &later).unwrap(), text.clone() + ",");
         let padded = padded(text.clone(), 22);
         assert_eq!(padded, text + ",");
+    }
+
+    #[test]
+    fn columns_go_by_their_names() {
+        let row = HistoryRow {
+            run_id: "a, \"b\"".into(),
+            precision: "int8".into(),
+            batch: Some(4),
+            decode_tok_s: Some(25.25),
+            ..HistoryRow::default()
+        };
+        let ours = header();
+        let mut names: Vec<&str> = ours.split(',').rev().collect();
+        names.insert(3, "\"a, note\"");
+        let turned = names.join(",");
+        assert!(is_header((turned.clone() + "\n").as_bytes()));
+        let text = line(&row, &turned).unwrap();
+        assert!(text.starts_with(",25.25,,,"), "{text}");
+        assert_eq!(parse(&text, &turned), Ok(row));
+        // Whatever it lacks might be any column.
+        let short = text.rsplit_once(',').unwrap().0;
+        assert!(parse(short, &turned).unwrap_err().contains("21 columns"));
+        for other in [
+            turned.replace("batch,", ""),
+            turned.clone() + ",batch",
+            ours.replace("batch", "bitch"),
+            String::new(),
+        ] {
+            assert!(!is_header((other.clone() + "\n").as_bytes()), "{other}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The history as pictures: one per metric, one line per precision, change points ringed.
 
-use super::HistoryRow;
 use super::change_points::{ChangePoint, change_points};
+use super::{HistoryRow, counted};
 use crate::compare::Thresholds;
 use crate::measure::stats::median;
 use crate::report::csv::write_whole;
@@ -11,7 +11,8 @@ use crate::report::plots::scene::{self, Align, Point, Scene};
 use crate::report::plots::style::{self, EDGE, INK, LegendMark, PAPER, QUIET, TEXT, WIDTH};
 use crate::report::record::Status;
 use crate::{Error, Result};
-use std::collections::BTreeSet;
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// One picture.
@@ -80,11 +81,29 @@ pub struct Drawn {
     pub changes: Vec<String>,
 }
 
-/// Runs in the order of the history, each once.
+/// Runs in the order of the rows, each once.
 fn runs(rows: &[HistoryRow]) -> Vec<&str> {
     let mut seen = BTreeSet::new();
     let ids = rows.iter().map(|row| row.run_id.as_str());
     ids.filter(|id| seen.insert(*id)).collect()
+}
+
+/// Rows in the order in which their runs started: nights may be appended late. A run that says no
+/// time stays behind the one before it.
+fn by_time(rows: &[HistoryRow]) -> Vec<HistoryRow> {
+    let mut places: BTreeMap<&str, (Option<Timestamp>, usize)> = BTreeMap::new();
+    let mut before = None;
+    for row in rows {
+        let number = places.len();
+        let place = places.entry(&row.run_id).or_insert_with(|| {
+            let time = row.started_at.parse().ok();
+            (time.or(before), number)
+        });
+        before = place.0;
+    }
+    let mut sorted = rows.to_vec();
+    sorted.sort_by_key(|row| places.get(row.run_id.as_str()));
+    sorted
 }
 
 type Key = fn(&HistoryRow) -> String;
@@ -109,7 +128,7 @@ fn number(name: &str, value: Option<u64>) -> String {
 }
 
 impl Trend {
-    /// Its lines, in the order of the history.
+    /// Its lines, in the order of the rows.
     pub fn series(&self, rows: &[HistoryRow]) -> Vec<Series> {
         let fine = |row: &&HistoryRow| row.status == Status::Ok;
         let positive = |v: &f64| v.is_finite() && *v > 0.0;
@@ -248,6 +267,7 @@ fn whole_numbers(count: usize) -> Axis {
 
 /// Writes `trend_*.svg`, `trend_*.png` and `trend.md` into `out`, which is made if need be.
 pub fn render(rows: &[HistoryRow], out: &Path) -> Result<Drawn> {
+    let rows = &by_time(rows);
     let next = "choose a folder that can be written with --out";
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e, next))?;
     let mut drawn = Drawn {
@@ -255,7 +275,7 @@ pub fn render(rows: &[HistoryRow], out: &Path) -> Result<Drawn> {
         pictures: vec![],
         changes: vec![],
     };
-    let mut page = format!("# Trend\n\n{} runs.\n", runs(rows).len());
+    let mut page = format!("# Trend\n\n{}.\n", counted(runs(rows).len(), "run"));
     for trend in TRENDS {
         let files = ["svg", "png"].map(|e| out.join(format!("{}.{e}", trend.name)));
         page += &format!("\n## {}\n\n", trend.title);

@@ -63,6 +63,9 @@ impl Tables {
     }
 }
 
+/// Every table has it.
+const KEY_COLUMN: &str = "run_id";
+
 /// Reads one CSV table. Columns are matched by name, so columns that a later version appended
 /// are ignored, and optional ones that an earlier version lacked are absent.
 pub fn read_csv<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
@@ -72,6 +75,15 @@ pub fn read_csv<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
         .headers()
         .map_err(|e| damaged(path, &e, None))?
         .clone();
+    // Rows that lack a column say so themselves.
+    if !header.iter().any(|column| column == KEY_COLUMN) {
+        let what = format!("line 1: no column `{KEY_COLUMN}`");
+        return Err(Error::file(
+            path,
+            what,
+            "the file is damaged or no table of a run",
+        ));
+    }
     let mut rows = Vec::new();
     for record in reader.records() {
         let record = record.map_err(|e| damaged(path, &e, None))?;

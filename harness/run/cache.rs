@@ -135,12 +135,19 @@ impl Cache {
         }
         let (about, packed) = self.entry(key);
         let json = serde_json::to_vec_pretty(result).map_err(|e| e.to_string())?;
-        place(made, &packed)
-            .map_err(|e| e.to_string())
-            .and_then(|()| write_whole(&about, &json).map_err(|e| e.to_string()))?;
-        let held = self.get(key)?.ok_or("it was removed at once");
+        place(made, &packed).map_err(|e| e.to_string())?;
+        let written = write_whole(&about, &json).map_err(|e| e.to_string());
+        let held = match written.and_then(|()| self.get(key)) {
+            Ok(Some(held)) => held,
+            other => {
+                // The run still needs the file.
+                let _ = std::fs::remove_file(&about);
+                place(&packed, made).map_err(|e| format!("{}: {e}", packed.display()))?;
+                return Err(other.err().unwrap_or("no entry can be held there".into()));
+            }
+        };
         self.trim();
-        Ok(held?)
+        Ok(held)
     }
 
     /// Removes the least recently used entries that nobody holds until the rest fits the limit.
@@ -281,6 +288,17 @@ mod tests {
         let bench = Bench::new(99);
         assert!(bench.put("a").unwrap_err().contains("--cache-limit"));
         assert!(bench.dir.path().join("made").exists() && !bench.has("a"));
+    }
+
+    #[test]
+    fn what_cannot_be_entered_stays_where_it_was() {
+        let bench = Bench::new(1000);
+        // As on a full disk: the packed file can be moved, what is said of it cannot be written.
+        std::fs::create_dir(bench.cache.entry("a").0).unwrap();
+        assert!(bench.put("a").is_err());
+        let made = std::fs::read(bench.dir.path().join("made")).unwrap();
+        assert_eq!(made, [7; 100]);
+        assert!(!bench.cache.entry("a").1.exists());
     }
 
     #[test]

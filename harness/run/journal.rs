@@ -81,6 +81,8 @@ pub struct Journal {
     path: PathBuf,
     /// None where it is only looked at.
     file: Option<File>,
+    /// What of the file stays when something is entered; `None` once that has happened.
+    keeps_bytes: Option<u64>,
     runs: Vec<Began>,
     work: HashMap<String, Work>,
     turns: HashMap<(String, usize, bool), Timed>,
@@ -89,7 +91,8 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens and locks the journal of `dir`, empty with `afresh`.
+    /// Opens and locks the journal of `dir`; `afresh`, what it holds counts for nothing, and goes
+    /// when the first record is entered: not for a mistake in a command.
     ///
     /// # Errors
     /// Another run holds it ([`Error::Usage`]), or the file cannot be written or locked.
@@ -113,17 +116,20 @@ impl Journal {
             }
             Err(TryLockError::Error(e)) => return Err(failed(e)),
         }
-        if afresh {
-            file.set_len(0).map_err(failed)?;
-        }
         let mut bytes = vec![];
         file.read_to_end(&mut bytes).map_err(failed)?;
-        let mut journal = Journal::parse(path.clone(), &bytes);
+        let mut journal = match afresh {
+            true => Journal {
+                path: path.clone(),
+                ..Journal::default()
+            },
+            false => Journal::parse(path.clone(), &bytes),
+        };
         // What follows must not continue a line that was cut off.
-        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
-        if whole < bytes.len() {
-            file.set_len(whole as u64).map_err(failed)?;
-        }
+        journal.keeps_bytes = match afresh {
+            true => Some(0),
+            false => Some(bytes.iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1) as u64),
+        };
         journal.file = Some(file);
         Ok(journal)
     }
@@ -187,7 +193,9 @@ impl Journal {
             "{{\"check\":\"{}\",\"record\":{text}}}\n",
             check_digits(&text)
         );
-        file.write_all(line.as_bytes())
+        let cut = self.keeps_bytes.take().map(|bytes| file.set_len(bytes));
+        cut.unwrap_or(Ok(()))
+            .and_then(|()| file.write_all(line.as_bytes()))
             .and_then(|()| file.sync_data())
             .map_err(failed)?;
         self.take(record);

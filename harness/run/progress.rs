@@ -1,5 +1,6 @@
 //! Progress on standard error: bars on a terminal, plain lines elsewhere.
 
+use crate::say;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 
@@ -48,7 +49,7 @@ impl Progress {
     /// One line between stages.
     pub fn note(self, line: &str) {
         if self != Progress::Quiet {
-            eprintln!("{line}");
+            say::aside(format_args!("{line}\n"));
         }
     }
 }

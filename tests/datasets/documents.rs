@@ -166,6 +166,14 @@ fn a_jsonl_field_is_read_and_others_passed_over() {
 }
 
 #[test]
+fn the_name_of_all_sets_together_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("overall.txt");
+    fs::write(&path, "Some text.").unwrap();
+    refused(&path, &["`overall`", "Rename"]);
+}
+
+#[test]
 fn hostile_lines_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.jsonl");

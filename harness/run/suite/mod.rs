@@ -19,6 +19,7 @@ mod texts;
 mod timing;
 mod weights;
 
+pub use crate::data::OVERALL;
 pub use options::{Narrowed, Options, check_inputs};
 pub use plan::{Plan, Planned, plan};
 pub use texts::CALIBRATION_WINDOW;
@@ -27,7 +28,7 @@ use self::cell::Cell;
 use self::choices::ChoiceSet;
 use self::differences::Differences;
 use self::options::{check, methods};
-use self::prepare::{prepare_folder, unsupported};
+use self::prepare::{prepare_folder, take_over, unsupported};
 use self::scoring::Scoring;
 use self::weights::Shelf;
 use super::child::Ending;
@@ -48,9 +49,6 @@ use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-
-/// Name of the pooled rows over all evaluation texts.
-pub const OVERALL: &str = "overall";
 
 /// How a run ended.
 pub struct Finished {
@@ -130,7 +128,7 @@ pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> R
     };
     suite.turn = turn;
     suite.shelf = Shelf::open(&options.out, options.cache.as_ref(), progress)?;
-    // From here on the folder describes this run, whatever becomes of it.
+    take_over(options)?;
     suite.write(false)?;
     let mut going = true;
     for i in suite.measuring_order() {

@@ -112,6 +112,12 @@ impl Narrowed {
 }
 
 impl Options {
+    /// Of the largest batch of the longest prompts.
+    fn most_prompt_tokens(&self) -> usize {
+        let most = |list: &[usize]| list.iter().copied().max().unwrap_or(1);
+        most(&self.batch).saturating_mul(most(&self.contexts()))
+    }
+
     pub(super) fn choice(&self, id: &str) -> Narrowed {
         self.narrowed.get(id).cloned().unwrap_or_default()
     }
@@ -128,6 +134,11 @@ impl Options {
         asked
     }
 }
+
+/// Far more than is of use, and few enough to be prepared for.
+const MOST_REPS: usize = 1_000_000;
+const MOST_THREADS: usize = 4096;
+const MOST_PROMPT_TOKENS: usize = 1 << 26;
 
 pub(super) fn check(options: &Options) -> Result<()> {
     let least = |list: &[usize]| list.iter().copied().min().unwrap_or(1);
@@ -152,6 +163,42 @@ pub(super) fn check(options: &Options) -> Result<()> {
                 format!("use at least {name} 1"),
             ));
         }
+    }
+    for (name, value, most) in [
+        ("--reps", options.reps.max(options.max_reps), MOST_REPS),
+        ("--threads", options.threads, MOST_THREADS),
+        (
+            "tokens of --batch times --context",
+            options.most_prompt_tokens(),
+            MOST_PROMPT_TOKENS,
+        ),
+    ] {
+        if value > most {
+            return Err(Error::usage(
+                format!("{value} {name} are more than {most}, which no machine gets through"),
+                "ask for less",
+            ));
+        }
+    }
+    let cache = options.cache.as_ref().map(|cache| &cache.folder);
+    let paths = [
+        options.model.as_ref(),
+        options.tokenizer.as_ref(),
+        options.turns.as_ref(),
+    ];
+    let paths = paths
+        .into_iter()
+        .flatten()
+        .chain(cache)
+        .chain([&options.out]);
+    if let Some(path) = paths.into_iter().find(|path| path.to_str().is_none()) {
+        return Err(Error::usage(
+            format!(
+                "{} is no UTF-8 text, and could not be recorded",
+                path.display()
+            ),
+            "rename it, or use a link of another name",
+        ));
     }
     if options.precisions.is_empty() {
         return Err(Error::usage(

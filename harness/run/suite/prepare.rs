@@ -34,9 +34,13 @@ pub(super) fn prepare_folder(options: &Options, progress: Progress) -> Result<Jo
     for warning in &journal.warnings {
         progress.note(&format!("warning: {warning}"));
     }
-    crate::report::csv::clear_partial(out);
-    crate::report::clear(out)?;
     Ok(journal)
+}
+
+/// Removes what an earlier run left: from here on the folder describes this one.
+pub(super) fn take_over(options: &Options) -> Result<()> {
+    crate::report::csv::clear_partial(&options.out);
+    crate::report::clear(&options.out)
 }
 
 pub(super) fn unsupported(
@@ -66,6 +70,7 @@ pub(super) fn unsupported(
         .collect();
     tables.info.precisions = tables.results.iter().map(|r| r.precision.clone()).collect();
     tables.info.complete = true;
+    take_over(options)?;
     tables.write(&options.out)?;
     Ok(Finished {
         tables,
