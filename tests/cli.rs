@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{quantbench, quick_run, root, stderr, stdout};
+use common::{quantbench, quick_run, quick_run_with_roofline, root, stderr, stdout};
 use quantbench::report::Tables;
 use quantbench::report::record::{ResultRow, Status, StopRule};
 use std::fs;
@@ -67,7 +67,7 @@ const OUTPUTS: &[&str] = &[
 #[test]
 fn a_run_leaves_every_output_and_consistent_numbers() {
     let out = tempfile::tempdir().unwrap();
-    let output = run(&mut quick_run(out.path()));
+    let output = run(&mut quick_run_with_roofline(out.path()));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     for name in OUTPUTS {
         let size = fs::metadata(out.path().join(name)).unwrap().len();
@@ -266,7 +266,7 @@ fn run_under(protocols: &str, more: &[&str]) -> Tables {
         .args(["run", "--precisions", "fp16,rtn-int4", "--limit", "24"])
         .args(["--calibration-limit", "4", "--prompt-tokens", "16"])
         .args(["--gen-tokens", "4", "--reps", "2", "--no-noise-floor"])
-        .args(["--choices", "none", "--out"])
+        .args(["--choices", "none", "--no-roofline", "--out"])
         .arg(out.path())
         .args(["--protocol", protocols])
         .args(more);
@@ -435,7 +435,7 @@ fn a_second_bos_is_warned_of_and_short_texts_are_named() {
 #[test]
 fn the_reference_is_added_and_can_be_left_out() {
     let out = tempfile::tempdir().unwrap();
-    let output = run(quick_run(out.path()).args(["--precisions", "int8"]));
+    let output = run(quick_run_with_roofline(out.path()).args(["--precisions", "int8"]));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let tables = Tables::read(out.path()).unwrap();
     assert_eq!(tables.results.len(), 2);
@@ -894,7 +894,8 @@ fn a_synthetic_model_has_memory_and_speed_and_no_quality() {
 #[test]
 fn a_timeout_is_a_row() {
     let out = tempfile::tempdir().unwrap();
-    let output = run(quick_run(out.path()).args(["--precisions", "fp16", "--timeout", "0.01"]));
+    let mut command = quick_run_with_roofline(out.path());
+    let output = run(command.args(["--precisions", "fp16", "--timeout", "0.01"]));
     assert_eq!(output.status.code(), Some(3));
     let tables = Tables::read(out.path()).unwrap();
     assert_eq!(tables.results[0].status, Status::Timeout);

@@ -27,8 +27,14 @@ fn ok(command: &mut Command) -> Output {
     output
 }
 
-/// A run of a second or two.
+/// A run of a second or two, in which the machine's rates are not measured.
 fn quick(out: &Path, precisions: &str) -> Command {
+    let mut command = brief(out, precisions);
+    command.arg("--no-roofline");
+    command
+}
+
+fn brief(out: &Path, precisions: &str) -> Command {
     let mut command = quantbench();
     command.args([
         "run",
@@ -46,7 +52,7 @@ fn quick(out: &Path, precisions: &str) -> Command {
 
 /// Two precisions with two batches: a few seconds of every kind of work.
 fn suite_of(out: &Path, reps: &str) -> Command {
-    let mut command = quick(out, "fp16,gptq-int4");
+    let mut command = brief(out, "fp16,gptq-int4");
     command.args(["--calibration-limit", "4", "--batch", "2,1", "--reps", reps]);
     command
 }

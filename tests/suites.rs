@@ -23,7 +23,7 @@ fn run(command: &mut Command, code: i32) -> Output {
 fn suite(file: &Path, out: &Path, more: &[&str]) -> Command {
     let mut command = quantbench();
     command.args(["run", "--suite"]).arg(file);
-    command.args(["--no-noise-floor", "--choices", "none"]);
+    command.args(["--no-noise-floor", "--choices", "none", "--no-roofline"]);
     command.arg("--out").arg(out).args(more);
     command
 }

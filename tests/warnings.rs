@@ -119,7 +119,7 @@ fn altered(factors: &str, args: &[&str]) -> (Tables, String) {
         .env("QUANTBENCH_TEST_TIME_FACTORS", factors)
         .args(["run", "--precisions", "fp16,int8", "--limit", "2"])
         .args(["--prompt-tokens", "64", "--gen-tokens", "16"])
-        .args(["--no-noise-floor", "--choices", "none"])
+        .args(["--no-noise-floor", "--choices", "none", "--no-roofline"])
         .args(args)
         .arg("--out")
         .arg(out.path());

@@ -91,7 +91,8 @@ pub fn quantbench() -> Command {
     command
 }
 
-/// A run that takes a second or two: few windows, short prompts, no noise floor.
+/// A run that takes a second or two: few windows, short prompts, no noise floor, and the machine's
+/// rates are not measured.
 pub fn quick_run(out: &Path) -> Command {
     let mut command = quick_run_with_choices(out);
     command.args(["--choices", "none"]);
@@ -100,6 +101,19 @@ pub fn quick_run(out: &Path) -> Command {
 
 /// The same with multiple-choice items, which take longer than all the rest.
 pub fn quick_run_with_choices(out: &Path) -> Command {
+    let mut command = brief_run(out);
+    command.arg("--no-roofline");
+    command
+}
+
+/// [`quick_run`], and the machine's rates, which take some seconds.
+pub fn quick_run_with_roofline(out: &Path) -> Command {
+    let mut command = brief_run(out);
+    command.args(["--choices", "none"]);
+    command
+}
+
+fn brief_run(out: &Path) -> Command {
     let mut command = quantbench();
     command
         .args(["run", "--limit", "6", "--calibration-limit", "4"])
