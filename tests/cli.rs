@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{quantbench, quick_run, quick_run_with_roofline, root, stderr, stdout};
+use common::{model_copy, quantbench, quick_run, quick_run_with_roofline, stderr, stdout};
 use quantbench::report::Tables;
 use quantbench::report::record::{ResultRow, Status, StopRule};
 use std::fs;
@@ -29,16 +29,6 @@ fn refused(command: &mut Command, code: i32, words: &[&str]) {
         text.trim_end().lines().count() >= 2,
         "no way out in: {text}"
     );
-}
-
-/// A folder with the embedded model's files, to be damaged.
-fn model_copy() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let source = root().join("datasets/embedded-model");
-    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        fs::copy(source.join(name), dir.path().join(name)).unwrap();
-    }
-    dir
 }
 
 fn edit(path: &Path, from: &str, to: &str) {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{quantbench, stderr};
+use common::{model_copy, quantbench, stderr};
 use quantbench::report::Tables;
 use quantbench::report::record::{ResultRow, SampleRow, Status};
 use rand::{Rng, SeedableRng};
@@ -319,17 +319,13 @@ fn speeds_that_are_compared_were_timed_side_by_side() {
 #[test]
 fn a_changed_configuration_is_another_model() {
     let dir = tempfile::tempdir().unwrap();
-    let model = dir.path().join("model");
-    fs::create_dir(&model).unwrap();
-    let source = common::root().join("datasets/embedded-model");
-    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        fs::copy(source.join(name), model.join(name)).unwrap();
-    }
+    let model = model_copy();
+    let model = model.path();
     let perplexity = |out: &str| {
         let out = dir.path().join(out);
         ok(quick(&out, "int8")
             .args(["--reps", "1", "--model"])
-            .arg(&model)
+            .arg(model)
             .arg("--cache")
             .arg(dir.path().join("cache")));
         let tables = Tables::read(&out).unwrap();

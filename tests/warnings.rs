@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{quantbench, quick_run, root, stderr, stdout};
+use common::{model_copy, quantbench, quick_run, root, stderr, stdout};
 use quantbench::report::Tables;
 use quantbench::report::record::StopRule;
 use quantbench::report::warning::{self, Phase, Warning};
@@ -189,12 +189,8 @@ fn random_codes_are_said() {
 
 /// A folder with the embedded model, values of one tensor replaced: index from 0, F16 bits.
 fn model_with(tensor: &str, values: &[(usize, u16)]) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let source = root().join("datasets/embedded-model");
-    for name in ["config.json", "tokenizer.json"] {
-        fs::copy(source.join(name), dir.path().join(name)).unwrap();
-    }
-    let mut bytes = fs::read(source.join("model.safetensors")).unwrap();
+    let dir = model_copy();
+    let mut bytes = fs::read(dir.path().join("model.safetensors")).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
     let about = &json[tensor];

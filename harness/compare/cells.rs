@@ -122,6 +122,7 @@ pub fn matched(base_runs: &[Tables], new_runs: &[Tables]) -> Matched {
     let ([base, ..], [new, ..]) = (base_runs, new_runs) else {
         return all;
     };
+    let turns = turns(base_runs, new_runs);
     let mut quality_done = BTreeSet::new();
     for a in &base.results {
         let cell = Cell::of(a);
@@ -138,7 +139,7 @@ pub fn matched(base_runs: &[Tables], new_runs: &[Tables]) -> Matched {
             (Status::Ok, Some(Status::Ok)) => {
                 let b = b.unwrap_or(a);
                 let quality = quality_done.insert(Cell::of_any_workload(a));
-                all.observe((base_runs, a), (new_runs, b), quality);
+                all.observe((base_runs, a), (new_runs, b), &turns, quality);
             }
             (Status::Ok, Some(status)) => {
                 let why = one_line(b.map_or("", |b| b.error.as_str()));
@@ -164,6 +165,18 @@ pub fn matched(base_runs: &[Tables], new_runs: &[Tables]) -> Matched {
             ));
         }
     }
+    match &turns {
+        Turns::Taken(pairs) => all.notes.push(format!(
+            "took turns ({} of each side): speeds are compared repetition by repetition",
+            pairs.len()
+        )),
+        Turns::Mixed => all.notes.push(
+            "named one --turns file, but their repetitions did not alternate: speeds are compared \
+             as of runs apart"
+                .into(),
+        ),
+        Turns::Apart => {}
+    }
     all
 }
 
@@ -171,7 +184,7 @@ pub fn matched(base_runs: &[Tables], new_runs: &[Tables]) -> Matched {
 type Row<'a> = (&'a [Tables], &'a ResultRow);
 
 impl Matched {
-    fn observe(&mut self, base: Row, new: Row, with_quality: bool) {
+    fn observe(&mut self, base: Row, new: Row, turns: &Turns, with_quality: bool) {
         if let Some(what) = lost_tokens(base.1, new.1).filter(|_| with_quality) {
             let cell = Cell::of_any_workload(base.1);
             self.failed.push(Failure { cell, what });
@@ -182,7 +195,7 @@ impl Matched {
                 Evidence::Windows => self.observe_windows(metric, base, new),
                 Evidence::Divergences => self.observe_divergences(metric, base, new),
                 Evidence::Repetitions(phase) => {
-                    let data = |cell: &Cell| repetitions(cell, phase, base, new);
+                    let data = |cell: &Cell| repetitions(cell, phase, base, new, turns);
                     self.observe_value(metric, base, new, data);
                 }
                 Evidence::Exact => self.observe_value(metric, base, new, |_| Ok(Data::Exact)),
@@ -436,7 +449,7 @@ fn block(run: &Tables, protocol: &str) -> usize {
 }
 
 /// Whether the runs of two sides took turns.
-pub enum Turns<'a> {
+enum Turns<'a> {
     /// For every run of the base the one of the other side that took turns with it.
     Taken(Vec<&'a Tables>),
     /// They name the same file and were at work at the same time, but their repetitions did not
@@ -447,7 +460,7 @@ pub enum Turns<'a> {
 
 /// Runs took turns that name the same file, were at work at the same time, pair up one to one,
 /// and whose k-th repetitions of every point both ended before the next ones of either.
-pub fn turns<'a>(base: &[Tables], new: &'a [Tables]) -> Turns<'a> {
+fn turns<'a>(base: &[Tables], new: &'a [Tables]) -> Turns<'a> {
     let file = |run: &Tables| -> Option<String> {
         let file = run.info.options.get("turns")?.as_str()?;
         Some(file.into())
@@ -504,9 +517,15 @@ fn alternate(a: &Tables, b: &Tables) -> bool {
 }
 
 /// Speeds of the repetitions of a phase in every run, warm-up left out.
-fn repetitions(cell: &Cell, phase: &str, base: Row, new: Row) -> Result<Data, Difference> {
+fn repetitions(
+    cell: &Cell,
+    phase: &str,
+    base: Row,
+    new: Row,
+    turns: &Turns,
+) -> Result<Data, Difference> {
     let by_process = |run: &Tables, row: &ResultRow| processes(run, row, phase);
-    let (base, new, in_turns) = match turns(base.0, new.0) {
+    let (base, new, in_turns) = match turns {
         Turns::Taken(partners) => {
             let pairs = base.0.iter().zip(partners).flat_map(|(a, b)| {
                 let new = by_process(b, new.1);

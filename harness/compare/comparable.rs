@@ -2,8 +2,8 @@
 
 use super::cells::Cell;
 use crate::report::Tables;
-use crate::report::content::{OVERALL, one_line};
-use crate::report::record::{ResultRow, Status, TextInfo};
+use crate::report::content::one_line;
+use crate::report::record::{OVERALL, ResultRow, Status, TextInfo};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -24,7 +24,7 @@ pub use thresholds::Thresholds;
 use crate::measure::stats::median;
 use crate::report::Tables;
 use crate::report::record::Status;
-use cells::{Cell, Data, Failure, Observation, Turns, matched, turns};
+use cells::{Cell, Data, Failure, Observation, matched};
 use comparable::{Difference, differences};
 use interval::{
     Estimate, LEAST_REPETITIONS, paired, ratio_in_turns, ratio_of_medians, ratio_of_runs,
@@ -254,18 +254,6 @@ fn observe(
     let cells = matched(base, new);
     run.failed = cells.failed;
     run.notes = cells.notes;
-    match turns(base, new) {
-        Turns::Taken(pairs) => run.notes.push(format!(
-            "took turns ({} of each side): speeds are compared repetition by repetition",
-            pairs.len()
-        )),
-        Turns::Mixed => run.notes.push(
-            "named one --turns file, but their repetitions did not alternate: speeds are compared \
-             as of runs apart"
-                .into(),
-        ),
-        Turns::Apart => {}
-    }
     run.not_comparable = cells.lacking;
     if cells.observations.is_empty() && run.failed.is_empty() && run.not_comparable.is_empty() {
         let fine = |t: &Tables| {

@@ -25,10 +25,8 @@ pub use self::manifest::{Format, Kind, Manifest};
 use self::documents::Documents;
 use self::manifest::{Join, text_field};
 use crate::hash::{sha256, sha256_of_file};
+use crate::report::record::OVERALL;
 use crate::{Error, Result};
-
-/// Name of the rows over all sets together.
-pub const OVERALL: &str = "overall";
 
 // `const FOLDERS: &[Folder]` and `const PUBLIC: &[Folder]`, each in name order.
 include!(concat!(env!("OUT_DIR"), "/datasets.rs"));

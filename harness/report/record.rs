@@ -10,6 +10,9 @@ use std::collections::BTreeMap;
 /// Raised when a definition changes so that old and new numbers do not compare.
 pub const METRICS_VERSION: u32 = 1;
 
+/// The pool of all texts, in `dataset` columns.
+pub const OVERALL: &str = "overall";
+
 /// How a cell ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

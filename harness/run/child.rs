@@ -98,17 +98,16 @@ impl Child {
             })
         });
         let mut child = Child {
+            name: format!("{}-{}", started_s as u64, process.id()),
             stdin: process.stdin.take(),
             process,
             events,
             stderr,
             timeout,
             worked: Duration::ZERO,
-            name: String::new(),
             oom_kills_before,
         };
         let job = serde_json::to_string(job).map_err(|e| Error::io("job", e.into(), next))?;
-        child.name = format!("{}-{}", started_s as u64, child.id());
         // A child that died at once is reported by `next`, with its cause.
         child.tell(&job);
         Ok(child)

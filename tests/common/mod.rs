@@ -17,6 +17,16 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// A folder with the embedded model's files, to be changed.
+pub fn model_copy() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let source = root().join("datasets/embedded-model");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(source.join(name), dir.path().join(name)).unwrap();
+    }
+    dir
+}
+
 /// Packs a model at a precision that needs no calibration and loads it again, on the CPU.
 pub fn packed(model: Option<&Path>, precision: &str, positions: usize) -> Loaded {
     packed_on(&cpu(), model, precision, positions)

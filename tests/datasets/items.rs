@@ -1,6 +1,6 @@
 //! Multiple-choice items: their format, and their rows through the real binary.
 
-use super::common::{packed, quick_run_with_choices, root, stderr};
+use super::common::{model_copy, packed, quick_run_with_choices, root, stderr};
 use quantbench::data::choices::{Question, questions};
 use quantbench::data::{self, Kind};
 use quantbench::measure::choices::{Continuation, Continue, Item, log_likelihoods};
@@ -261,15 +261,8 @@ fn own_items_are_scored_or_none() {
 #[test]
 fn a_tokenizer_that_ends_texts_changes_no_answer() {
     let dir = tempfile::tempdir().unwrap();
-    let model = dir.path().join("model");
-    fs::create_dir(&model).unwrap();
-    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        fs::copy(
-            root().join("datasets/embedded-model").join(name),
-            model.join(name),
-        )
-        .unwrap();
-    }
+    let model = model_copy();
+    let model = model.path();
     let answers = |out: &str| {
         let out = dir.path().join(out);
         let arguments = ["--precisions", "fp16", "--choices-limit", "8", "--model"];

@@ -21,7 +21,7 @@ pub use tables::{
 
 use super::csv::Tables;
 use super::format::ByteUnit;
-use super::record::{QualityRow, ResultRow};
+use super::record::{OVERALL, QualityRow, ResultRow};
 use std::collections::BTreeSet;
 
 /// Text on one line, for cells and sentences.
@@ -166,9 +166,6 @@ pub fn datasets(tables: &Tables) -> Vec<String> {
     }
     names
 }
-
-/// The pool of all windows, in the `dataset` column.
-pub const OVERALL: &str = "overall";
 
 /// The name of a quality row, as [`label`] gives it to a result row.
 pub fn quality_label(tables: &Tables, row: &QualityRow) -> String {

@@ -4,9 +4,10 @@ use super::axis::{Axis, Frame};
 use super::scene::{Align, Scene, text_width};
 use super::style::{self, EDGE, GRID, INK, LegendMark, QUIET, TEXT, WIDTH};
 use super::{Plot, nothing_to_draw};
-use crate::report::content::{self, OVERALL};
+use crate::report::content;
 use crate::report::csv::Tables;
 use crate::report::format;
+use crate::report::record::OVERALL;
 use crate::report::record::QualityRow;
 
 pub const PLOT: Plot = Plot {

@@ -19,7 +19,6 @@ mod texts;
 mod timing;
 mod weights;
 
-pub use crate::data::OVERALL;
 pub use options::{Narrowed, Options, check_inputs};
 pub use plan::{Plan, Planned, plan};
 pub use texts::CALIBRATION_WINDOW;

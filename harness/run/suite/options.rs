@@ -213,8 +213,8 @@ pub(super) fn check(options: &Options) -> Result<()> {
         .try_for_each(|id| KvPrecision::parse(id).map(|_| ()))
 }
 
-/// Refuses what [`run`](super::run) would refuse before it starts anything, as far as options and the model's
-/// files tell.
+/// Refuses what [`run`](super::run) would refuse before it starts anything, as far as options and
+/// the model's files tell.
 pub fn check_inputs(options: &Options) -> Result<()> {
     check(options)?;
     methods(options)?;

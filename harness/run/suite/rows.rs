@@ -1,7 +1,7 @@
 //! All rows of a run as they stand.
 
 use super::cell::{Cell, Point, State};
-use super::{OVERALL, Suite, divergence, timestamp};
+use super::{Suite, divergence, timestamp};
 use crate::data::protocol::Protocol;
 use crate::measure::divergence::{WindowDivergence, perplexity_ratio};
 use crate::measure::doubts;
@@ -9,7 +9,7 @@ use crate::measure::quality::WindowScore;
 use crate::measure::stats;
 use crate::report::Tables;
 use crate::report::record::{
-    CellDetail, PairRow, QualityRow, ResultRow, RunInfo, WindowRow, WorkloadDetail,
+    CellDetail, OVERALL, PairRow, QualityRow, ResultRow, RunInfo, WindowRow, WorkloadDetail,
 };
 use crate::report::warning::{self, Warning};
 
