@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export QUANTBENCH_KILLS="${1:-50}" QUANTBENCH_KILL_SEED="${2:-7}"
-exec cargo test --release --test resume killed_again -- --nocapture
+exec cargo test --release --test it killed_again -- --nocapture

@@ -12,7 +12,7 @@
 //! | `fp8-e4m3-a8`, `int8-a8` | 8 | as `fp8-e4m3`, as `int8` per output; [`activations`] of 8 bits | | |
 //! | `uint-grouped` | 2, 3, 4, 8 | U8 `[N, ceil(K/8)·bits]` | F16 `[N, G]` | U8 `[ceil(N·G·bits/8)]` |
 //!
-//! A new format is its file, its `mod` and one line in [`FORMATS`]; `tests/kernels.rs` then asks
+//! A new format is its file, its `mod` and one line in [`FORMATS`]; `tests/it/kernels.rs` then asks
 //! for it by name.
 
 pub mod activations;

@@ -57,7 +57,7 @@ pub fn packed_file(precision: &str) -> (tempfile::TempDir, PathBuf) {
 fn packed_file_of(model: Option<&Path>, precision: &str) -> (tempfile::TempDir, PathBuf) {
     let source = weights::open(model).unwrap();
     let method = quant::parse(precision).unwrap();
-    let kv = KvPrecision::parse("fp16").unwrap();
+    let kv = fp16_cache();
     let quantized = quantize(
         source.as_ref(),
         method.as_ref(),
@@ -140,4 +140,16 @@ pub fn stdout(output: &Output) -> String {
 
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub fn fp16_cache() -> KvPrecision {
+    KvPrecision::parse("fp16").unwrap()
+}
+
+/// Ids that a text might have, cut into windows.
+pub fn window_ids(count: usize, tokens: usize, vocab: usize) -> Vec<Vec<u32>> {
+    let id = |i: usize| ((i * 37 + i * i) % vocab) as u32;
+    (0..count)
+        .map(|w| (w * tokens..(w + 1) * tokens).map(id).collect())
+        .collect()
 }

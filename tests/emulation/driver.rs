@@ -6,8 +6,11 @@
 use crate::emulation::Emulation;
 use candle_core::{DType, Device, Shape, Storage, Tensor};
 use half::f16;
-use quantbench::device::{Args, DeviceInfo, Driver, Gemm, GemmKind, Graph, Launch, PoolUsage};
+use quantbench::device::{Args, DeviceInfo, Driver, Gemm, GemmKind, Gpu, Graph, Launch, PoolUsage};
 use quantbench::memory::{self, Part};
+use quantbench::model::gpu::GpuKernels;
+use quantbench::model::kernels::Kernels;
+use quantbench::packed::gpu::Choice;
 use quantbench::{Error, Result};
 use rayon::prelude::*;
 use std::ops::{Add, Mul, Neg};
@@ -27,6 +30,15 @@ pub fn driver() -> Option<Arc<Spy>> {
         written_bytes: AtomicUsize::new(0),
         read_bytes: AtomicUsize::new(0),
     }))
+}
+
+/// The device of [`driver`] as the program uses it.
+pub fn gpu() -> Option<Gpu> {
+    Some(Gpu::new(driver()?))
+}
+
+pub fn gpu_kernels(gpu: &Gpu) -> Arc<dyn Kernels> {
+    Arc::new(GpuKernels::new(gpu.clone(), Choice::Auto, false).unwrap())
 }
 
 /// Another driver, with a list of what was started.

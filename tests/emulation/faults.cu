@@ -1,4 +1,4 @@
-// Kernels with planted faults, and one without: what tests/emulation_faults.rs shows the
+// Kernels with planted faults, and one without: what tests/it/emulation_faults.rs shows the
 // emulation to notice.
 
 /// Reverses each block's elements through shared memory.

@@ -38,7 +38,7 @@ impl Schedule {
 
 /// The arguments of a launch: pointers to values, which must have the types of the kernel's
 /// parameters. They live as long as the statement: write it inside the call of `launch`.
-#[macro_export]
+#[allow(unused_macros)]
 macro_rules! arguments {
     ($($value:expr),* $(,)?) => {
         &mut [$(std::ptr::from_mut(&mut { $value }).cast::<std::ffi::c_void>()),*]

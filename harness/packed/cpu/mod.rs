@@ -23,10 +23,11 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use kernel::{BLOCK, Product, Tile};
 use rows::{Elements, Rows, Scales};
+use std::cell::Cell;
 use std::hint::black_box;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 /// Inputs up to which the fused kernel runs; more of them repay unpacking a tile.
@@ -48,7 +49,6 @@ pub const PATH_VARIABLE: &str = "QUANTBENCH_CPU_PATH";
 
 /// The instruction set that kernels use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Path {
     /// Plain Rust; everywhere.
     Portable,
@@ -127,11 +127,12 @@ impl Path {
     }
 }
 
-/// 0, or one more than the path that [`force`] set.
-static FORCED: AtomicU8 = AtomicU8::new(0);
+thread_local! {
+    static FORCED: Cell<Option<Path>> = const { Cell::new(None) };
+}
 
-/// Fixes the path of the whole process, ahead of the environment; `None` lifts it again. For
-/// tests and benchmarks.
+/// Fixes the path of what this thread calls, ahead of the environment; `None` lifts it again. For
+/// tests.
 ///
 /// # Errors
 /// A path that this CPU does not have.
@@ -139,7 +140,7 @@ pub fn force(path: Option<Path>) -> Result<()> {
     if let Some(path) = path {
         Path::parse(path.name())?;
     }
-    FORCED.store(path.map_or(0, |p| p as u8 + 1), Ordering::Relaxed);
+    FORCED.set(path);
     Ok(())
 }
 
@@ -148,8 +149,8 @@ pub fn force(path: Option<Path>) -> Result<()> {
 /// # Errors
 /// A value of the variable that is unknown, or that this CPU does not have.
 pub fn path() -> Result<Path> {
-    if let Some(path) = Path::ALL.get(usize::from(FORCED.load(Ordering::Relaxed)).wrapping_sub(1)) {
-        return Ok(*path);
+    if let Some(path) = FORCED.get() {
+        return Ok(path);
     }
     /// The path, or the name that is none.
     static CHOICE: OnceLock<Result<Path, String>> = OnceLock::new();
