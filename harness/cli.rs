@@ -7,16 +7,17 @@ mod suite;
 use self::suite::Part;
 use crate::data;
 use crate::error::{Error, Result};
-use crate::measure::medians::LEAST_FOR_LEVEL;
+use crate::formats::shapes;
 use crate::model::kv_cache::KV_PRECISIONS;
-use crate::model::synthetic;
 use crate::packed::gpu::Choice;
+use crate::record::Tables;
 use crate::report::{self, Rendered};
 use crate::run::child::WORKER;
 use crate::run::progress::Progress;
 use crate::run::suite::{self as runs, Finished, Options, Plan};
 use crate::run::{cache, host, worker};
 use crate::say;
+use crate::stats::medians::LEAST_FOR_LEVEL;
 use crate::{data::protocol::PROTOCOLS, quant};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::collections::BTreeMap;
@@ -642,7 +643,7 @@ fn list(what: Option<Listed>) -> Result<i32> {
         sections.push(("Datasets", rows));
     }
     if wanted(Listed::Shapes) {
-        let rows = synthetic::shapes()?
+        let rows = shapes::shapes()?
             .iter()
             .map(|shape| (format!("synthetic:{}", shape.id), about_shape(shape)))
             .collect();
@@ -682,7 +683,7 @@ fn list(what: Option<Listed>) -> Result<i32> {
     Ok(EXIT_OK)
 }
 
-fn about_shape(shape: &synthetic::Shape) -> String {
+fn about_shape(shape: &shapes::Shape) -> String {
     let parameters = shape.parameters() as f64;
     format!(
         "{}: {:.2} B parameters, {:.1} GiB in FP16",
@@ -704,7 +705,7 @@ fn render(dir: &Path) -> Result<i32> {
         let rendered = report::render(dir)?;
         say::out(format_args!(
             "{}",
-            report::terminal::summary(&report::Tables::read(dir)?)
+            report::terminal::summary(&Tables::read(dir)?)
         ));
         say::out(format_args!("{}\n", rendered.html.display()));
         return Ok(EXIT_OK);

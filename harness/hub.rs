@@ -249,7 +249,7 @@ impl Repository<'_> {
         self.remote()?.download(file).map_err(cannot)
     }
 
-    /// Downloads what [`crate::model::weights`] and the tokenizer read; the folder of all of it.
+    /// Downloads what [`crate::formats`] and the tokenizer read; the folder of all of it.
     fn download_model(&self) -> Result<PathBuf, String> {
         let remote = self.remote()?;
         let listed = remote.info().map_err(cannot)?.siblings;

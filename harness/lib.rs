@@ -22,8 +22,11 @@ pub mod memory;
 pub mod model;
 pub mod packed;
 pub mod quant;
+pub mod record;
 pub mod report;
 pub mod run;
 pub mod say;
+pub mod stats;
+pub mod tokenizer;
 
 pub use error::{Error, Result};

@@ -3,7 +3,7 @@
 use super::{EXIT_CELL_FAILED, EXIT_OK};
 use crate::compare::thresholds::Percent;
 use crate::compare::{self, Comparison, Outcome, Side, Thresholds, baseline, render};
-use crate::report::csv::write_whole;
+use crate::record::tables::write_whole;
 use crate::say;
 use crate::{Error, Result};
 use clap::{Args, ValueEnum};

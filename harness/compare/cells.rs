@@ -3,10 +3,10 @@
 
 use super::comparable::{Difference, perplexities};
 use super::metric::{Evidence, METRICS, Metric};
-use crate::measure::stats::PairedWindow;
-use crate::report::Tables;
-use crate::report::content::one_line;
-use crate::report::record::{ResultRow, SampleRow, Status, WindowRow};
+use crate::record::Tables;
+use crate::record::format::one_line;
+use crate::record::rows::{ResultRow, SampleRow, Status, WindowRow};
+use crate::stats::bootstrap::PairedWindow;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -588,7 +588,8 @@ fn processes(run: &Tables, row: &ResultRow, phase: &str) -> Vec<Vec<f64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::record::{ProtocolInfo, SampleRow};
+    use crate::record::rows::SampleRow;
+    use crate::record::run_info::ProtocolInfo;
 
     #[test]
     fn a_run_says_how_many_of_its_windows_share_text() {

@@ -1,9 +1,10 @@
 //! Whether two runs measured the same thing: what differs, named with both values.
 
 use super::cells::Cell;
-use crate::report::Tables;
-use crate::report::content::one_line;
-use crate::report::record::{OVERALL, ResultRow, Status, TextInfo};
+use crate::record::Tables;
+use crate::record::format::one_line;
+use crate::record::rows::{OVERALL, ResultRow, Status};
+use crate::record::run_info::TextInfo;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 

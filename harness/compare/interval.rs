@@ -6,16 +6,16 @@
 //! run several times, that scatter is measured; else `run_noise` stands for it. Runs that took
 //! turns are the exception: the k-th repetitions of both met the same moment of the machine.
 
-use crate::measure::stats::{
-    PairedWindow, mean_delta, median, quantile, resampled_means, standard_deviation,
-};
+use crate::stats::bootstrap::{PairedWindow, mean_delta, resampled_means};
+use crate::stats::quantiles::normal_quantile;
+use crate::stats::quantiles::signed_rank;
+use crate::stats::quantiles::student_quantile;
+use crate::stats::quantiles::{median, quantile, standard_deviation};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Fewest repetitions per side from which the scatter of a median can be told.
 pub const LEAST_REPETITIONS: usize = 5;
-/// Values up to which the distribution of their signed ranks is counted out.
-const MOST_EXACT_RANKS: usize = 60;
 /// Resamples of a median, of which only the scatter is needed.
 const MEDIAN_RESAMPLES: usize = 2_000;
 /// The same data always give the same decision.
@@ -136,36 +136,6 @@ pub fn ratio_in_turns(
     Some(around(value, scatter / n, n - 1.0, tail))
 }
 
-/// The largest rank `k` such that the `k`-th smallest to the `k`-th largest mean of two of `n`
-/// values miss the middle of their symmetric distribution with a chance of at most `tail` on
-/// either side; `None` where even the smallest and the largest do so more often. Exact up to
-/// [`MOST_EXACT_RANKS`] values, after that by the normal approximation of the signed-rank sum.
-fn signed_rank(n: usize, tail: f64) -> Option<usize> {
-    if 0.5f64.powi(n as i32) > tail {
-        return None;
-    }
-    if n > MOST_EXACT_RANKS {
-        let n = n as f64;
-        let (mean, variance) = (n * (n + 1.0) / 4.0, n * (n + 1.0) * (2.0 * n + 1.0) / 24.0);
-        return Some((mean - normal_quantile(tail) * variance.sqrt()) as usize);
-    }
-    // Chance of each sum of those of the ranks 1 to n whose sign is positive, all signs being
-    // equally likely.
-    let mut chances = vec![1.0];
-    for rank in 1..=n {
-        let sums = chances.len() + rank;
-        let at = |sum: usize| chances.get(sum).copied().unwrap_or(0.0);
-        let next = |sum: usize| 0.5 * (at(sum) + sum.checked_sub(rank).map_or(0.0, at));
-        chances = (0..sums).map(next).collect();
-    }
-    let mut below = 0.0;
-    let rarer = chances.iter().take_while(|chance| {
-        below += **chance;
-        below <= tail
-    });
-    Some(rarer.count())
-}
-
 /// Degrees of freedom of a variance that is a sum, by Welch and Satterthwaite; `estimated` are
 /// its summands that come from this many values each, the rest is known.
 fn freedom(variance: f64, estimated: &[(f64, usize)]) -> f64 {
@@ -213,35 +183,6 @@ fn log_median_variance(values: &[f64]) -> Option<f64> {
 
 fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
     ((u64::from(rng.next_u32()) * n as u64) >> 32) as usize
-}
-
-/// The value that a standard normal variable exceeds with chance `tail` (at most 0.5), to 5e-4:
-/// Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.23.
-pub fn normal_quantile(tail: f64) -> f64 {
-    let t = (-2.0 * tail.ln()).sqrt();
-    let above = 2.515517 + t * (0.802853 + t * 0.010328);
-    let below = 1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308));
-    t - above / below
-}
-
-/// The same for Student's distribution with `freedom` degrees of freedom: the series in
-/// 1 / freedom of Abramowitz and Stegun 26.7.5, within 3 % from 4 degrees on. It diverges below 3,
-/// where the closed forms for 1 and 2 stand, which are larger and so on the safe side.
-pub fn student_quantile(tail: f64, freedom: f64) -> f64 {
-    if freedom < 2.0 {
-        return 1.0 / (std::f64::consts::PI * tail).tan();
-    }
-    if freedom < 3.0 {
-        return (1.0 - 2.0 * tail) / (2.0 * tail * (1.0 - tail)).sqrt();
-    }
-    let z = normal_quantile(tail);
-    let n = freedom;
-    let z2 = z * z;
-    let g1 = z * (z2 + 1.0) / 4.0;
-    let g2 = z * (3.0 + z2 * (16.0 + z2 * 5.0)) / 96.0;
-    let g3 = z * (-15.0 + z2 * (17.0 + z2 * (19.0 + z2 * 3.0))) / 384.0;
-    let g4 = z * (-945.0 + z2 * (-1920.0 + z2 * (1482.0 + z2 * (776.0 + z2 * 79.0)))) / 92160.0;
-    z + (g1 + (g2 + (g3 + g4 / n) / n) / n) / n
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What is compared: adding a number is one line in [`METRICS`].
 
 use super::thresholds::Thresholds;
-use crate::report::record::ResultRow;
+use crate::record::rows::ResultRow;
 
 /// Which direction is for the better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

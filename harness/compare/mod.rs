@@ -21,9 +21,9 @@ pub mod thresholds;
 pub use side::Side;
 pub use thresholds::Thresholds;
 
-use crate::measure::stats::median;
-use crate::report::Tables;
-use crate::report::record::Status;
+use crate::record::Tables;
+use crate::record::rows::Status;
+use crate::stats::quantiles::median;
 use cells::{Cell, Data, Failure, Observation, matched};
 use comparable::{Difference, differences};
 use interval::{

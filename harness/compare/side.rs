@@ -1,6 +1,6 @@
 //! One side of a comparison: a run, or a folder of runs that are matched by name.
 
-use crate::report::Tables;
+use crate::record::Tables;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

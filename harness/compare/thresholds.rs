@@ -24,7 +24,7 @@
 //!   equally among all decisions of a comparison (Bonferroni), so that more cells do not mean
 //!   more false alarms.
 
-use crate::report::Tables;
+use crate::record::Tables;
 use crate::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;

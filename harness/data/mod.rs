@@ -25,7 +25,7 @@ pub use self::manifest::{Format, Kind, Manifest};
 use self::documents::Documents;
 use self::manifest::{Join, text_field};
 use crate::hash::{sha256, sha256_of_file};
-use crate::report::record::OVERALL;
+use crate::record::rows::OVERALL;
 use crate::{Error, Result};
 
 // `const FOLDERS: &[Folder]` and `const PUBLIC: &[Folder]`, each in name order.

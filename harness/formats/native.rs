@@ -24,7 +24,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use crate::model::assembly::{
+pub use crate::model::layout::{
     ATTENTION_NORM, EMBEDDING, FINAL_NORM, HEAD, MLP_NORM, module, weight_name,
 };
 

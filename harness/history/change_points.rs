@@ -7,7 +7,7 @@
 //! looked at in turn. Ranks let one night on a busy machine pass; at least [`LEAST`] nights lie on
 //! either side of a change point, so the latest nights are for `compare` to judge.
 
-use crate::measure::stats::median;
+use crate::stats::quantiles::median;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;

@@ -9,10 +9,10 @@ pub mod change_points;
 pub mod trend;
 
 use crate::compare::side::run_folders;
-use crate::report::Tables;
-use crate::report::content::one_line;
-use crate::report::csv::write_whole;
-use crate::report::record::Status;
+use crate::record::Tables;
+use crate::record::format::one_line;
+use crate::record::rows::Status;
+use crate::record::tables::write_whole;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

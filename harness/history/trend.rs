@@ -3,13 +3,13 @@
 use super::change_points::{ChangePoint, change_points};
 use super::{HistoryRow, counted};
 use crate::compare::Thresholds;
-use crate::measure::stats::median;
-use crate::report::csv::write_whole;
-use crate::report::format;
+use crate::record::format;
+use crate::record::rows::Status;
+use crate::record::tables::write_whole;
 use crate::report::plots::axis::{Axis, Frame};
 use crate::report::plots::scene::{self, Align, Point, Scene};
 use crate::report::plots::style::{self, EDGE, INK, LegendMark, PAPER, QUIET, TEXT, WIDTH};
-use crate::report::record::Status;
+use crate::stats::quantiles::median;
 use crate::{Error, Result};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};

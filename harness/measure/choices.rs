@@ -6,9 +6,9 @@
 //! per length (its `acc_norm` divides by characters, without the separating space; here it is
 //! bytes of the choice as stored, or tokens). Of equal ones the first is taken.
 
-use super::binomial::exact_interval;
 use super::quality::{CachedDecoder, LanguageModel, nll_nats};
 use crate::Result;
+use crate::stats::proportion::exact_interval;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 

@@ -15,10 +15,10 @@
 use super::log_probs::{Address, Block, Reader, Writer};
 use super::quality::{Observer, ScoredRows, WindowScore};
 use super::softmax::{self, Range};
-use super::stats;
 use crate::Result;
 use crate::packed::cpu::{self, Path as Instructions};
-use crate::report::record::{ConfidenceBucket, Divergence};
+use crate::record::run_info::{ConfidenceBucket, Divergence};
+use crate::stats::quantiles;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -239,7 +239,7 @@ pub fn summary(windows: &[WindowDivergence]) -> Option<Divergence> {
     let all = windows.iter().flat_map(|w| &w.kl_nats);
     let mut sorted: Vec<f64> = all.map(|kl| f64::from(*kl)).collect();
     sorted.sort_by(f64::total_cmp);
-    let quantile = |q| (tokens > 0).then(|| stats::quantile(&sorted, q));
+    let quantile = |q| (tokens > 0).then(|| quantiles::quantile(&sorted, q));
     Some(Divergence {
         tokens,
         nonfinite_tokens: count(|w| w.nonfinite_tokens),

@@ -1,8 +1,9 @@
 //! When numbers are to be doubted: thresholds, each with its reason.
 
 use super::quality::WindowScore;
-use super::stats::{mean_nll, median, standard_deviation};
-use crate::report::warning::{Phase, Quantity, Warning};
+use crate::measure::nll::mean_nll;
+use crate::record::warning::{Phase, Quantity, Warning};
+use crate::stats::quantiles::{median, standard_deviation};
 
 /// Windows below which a bootstrap interval is too narrow to be called one of 95 %: resampling n
 /// windows misses the factor √(n/(n−1)) and the tails of Student's t, so that 20 windows cover

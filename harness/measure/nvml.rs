@@ -2,7 +2,7 @@
 //! without it has no telemetry, and a sentence that says so.
 
 use super::telemetry::{Process, Reading, Sensors};
-use crate::report::record::GpuInfo;
+use crate::record::run_info::GpuInfo;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use nvml_wrapper::enums::device::UsedGpuMemory;

@@ -6,13 +6,13 @@
 //! data sheets give neither what a virtual machine gets nor what a given number of threads can do.
 
 use super::speed::Workload;
-use super::stats::quantile;
 use crate::device::{self, Driver, GemmKind};
 use crate::lock::lock;
 use crate::model::decoder::Decoder;
 use crate::model::kv_cache::KvPrecision;
 use crate::packed::{PackedLinear, cpu};
-use crate::report::record::Roofline;
+use crate::record::run_info::Roofline;
+use crate::stats::quantiles::quantile;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Mutex;

@@ -4,10 +4,10 @@
 //! run (`nvml.rs`), a script answers in the tests. A GPU without telemetry is no error: what is
 //! not told stays absent, and one sentence says why.
 
-use super::stats::{median, quantile};
 use crate::lock::lock;
-use crate::report::record::GpuTelemetry;
-use crate::report::warning::Warning;
+use crate::record::run_info::GpuTelemetry;
+use crate::record::warning::Warning;
+use crate::stats::quantiles::{median, quantile};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};

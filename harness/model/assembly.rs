@@ -4,28 +4,13 @@
 use super::config::Config;
 use super::decoder::{Block, Decoder, Linear};
 use super::kernels::Kernels;
+use super::layout::{ATTENTION_NORM, EMBEDDING, FINAL_NORM, HEAD, MLP_NORM, module, weight_name};
 use super::rope::Rope;
 use crate::Result;
 use crate::memory::{self, Part};
 use crate::packed::{PackedLinear, dense::Dense};
 use candle_core::Tensor;
 use std::sync::Arc;
-
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-pub const HEAD: &str = "lm_head.weight";
-pub const FINAL_NORM: &str = "model.norm.weight";
-pub const ATTENTION_NORM: &str = "input_layernorm";
-pub const MLP_NORM: &str = "post_attention_layernorm";
-
-/// Hugging Face name of a module of a block.
-pub fn module(layer: usize, name: &str) -> String {
-    format!("model.layers.{layer}.{name}")
-}
-
-/// Hugging Face name of a module's weight.
-pub fn weight_name(module: &str) -> String {
-    format!("{module}.weight")
-}
 
 /// Hands out what a decoder is made of, each part once.
 pub trait Parts {

@@ -508,7 +508,7 @@ fn number(object: &Map<String, Value>, key: &str) -> Result<Option<f64>, String>
 }
 
 /// The refusal of a checkpoint that some other tool has quantized.
-pub(super) fn already_quantized(path: &Path, key: &str, method: &str) -> Error {
+pub(crate) fn already_quantized(path: &Path, key: &str, method: &str) -> Error {
     Error::unsupported(
         format!(
             "{}: the checkpoint is already quantized (`{key}`: {method})",

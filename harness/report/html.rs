@@ -1,8 +1,9 @@
 //! `index.html`: one file that needs nothing else, no script and no network.
 
 use super::content::{self, FILES, Kind, Table};
-use super::csv::Tables;
 use super::plots::{Figure, style};
+use crate::record::format::one_line;
+use crate::record::tables::Tables;
 use crate::{Error, Result};
 use askama::Template;
 use std::path::Path;
@@ -95,7 +96,7 @@ pub(super) fn title(tables: &Tables) -> String {
         "" => tables.results.first().map_or("", |row| row.model.as_str()),
         name => name,
     };
-    match content::one_line(name) {
+    match one_line(name) {
         name if name.is_empty() => "Quantization report".into(),
         name => format!("{name} across precisions"),
     }
@@ -108,7 +109,7 @@ fn subtitle(tables: &Tables) -> String {
     let device = tables.results.first().map_or("", |row| row.device.as_str());
     [day, device, &info.host.cpu, &info.run_id]
         .into_iter()
-        .map(content::one_line)
+        .map(one_line)
         .filter(|part| !part.is_empty())
         .collect::<Vec<_>>()
         .join(" · ")

@@ -1,8 +1,9 @@
 //! `report.md`: the same tables and sentences for places that show Markdown.
 
 use super::content::{self, FILES, Kind, Table};
-use super::csv::Tables;
 use super::plots::Figure;
+use crate::record::format::one_line;
+use crate::record::tables::Tables;
 
 /// The whole file.
 pub fn page(tables: &Tables, figures: &[Figure]) -> String {
@@ -71,7 +72,7 @@ pub fn page(tables: &Tables, figures: &[Figure]) -> String {
     if !tables.info.command.is_empty() {
         page += &section(
             "Command",
-            &format!("    {}\n", content::one_line(&tables.info.command)),
+            &format!("    {}\n", one_line(&tables.info.command)),
         );
     }
     let files: String = FILES

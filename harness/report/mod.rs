@@ -9,19 +9,14 @@
 //! ```
 
 pub mod content;
-pub mod csv;
-pub mod format;
 pub mod html;
 pub mod markdown;
 pub mod plots;
-pub mod record;
 pub mod runs;
 pub mod terminal;
-pub mod warning;
 
-pub use csv::Tables;
-
-use crate::{Error, Result};
+use crate::Result;
+use crate::record::{Tables, tables};
 use std::path::{Path, PathBuf};
 
 /// What [`render`] wrote, and what it could not draw.
@@ -34,20 +29,6 @@ pub struct Rendered {
     pub plots: Vec<PathBuf>,
     /// Plots without a drawable row: name and the sentence that stands in their place.
     pub not_drawn: Vec<(String, String)>,
-}
-
-/// Removes the rendered pages of an earlier run, which would contradict the rows to come.
-pub fn clear(dir: &Path) -> Result<()> {
-    for name in ["index.html", "report.md"] {
-        let path = dir.join(name);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(path, e, "choose another folder with --out"));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// Writes the plots, `report.md` and `index.html` of the run in `dir`, from its files alone.
@@ -76,10 +57,10 @@ pub fn render(dir: &Path) -> Result<Rendered> {
         }
     }
     figures.retain(plots::Figure::is_shown);
-    csv::write_whole(
+    tables::write_whole(
         &rendered.markdown,
         markdown::page(&tables, &figures).as_bytes(),
     )?;
-    csv::write_whole(&rendered.html, html::page(&tables, &figures)?.as_bytes())?;
+    tables::write_whole(&rendered.html, html::page(&tables, &figures)?.as_bytes())?;
     Ok(rendered)
 }

@@ -1,8 +1,8 @@
 //! The top of a suite of several models: their rows in two tables and a page that lists their
 //! runs. Each run is whole in a folder of its own below.
 
-use super::csv::{Tables, write_csv, write_whole};
-use super::record::Status;
+use crate::record::rows::Status;
+use crate::record::tables::{Tables, write_csv, write_whole};
 use crate::{Error, Result};
 use askama::Template;
 use std::path::{Path, PathBuf};

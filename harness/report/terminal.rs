@@ -1,8 +1,8 @@
 //! The short table that ends the terminal output: plain ASCII, at most [`WIDTH`] columns.
 
 use super::content::{self, Kind, Table};
-use super::csv::Tables;
-use super::format;
+use crate::record::format;
+use crate::record::tables::Tables;
 
 /// Longest line.
 pub const WIDTH: usize = 100;

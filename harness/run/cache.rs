@@ -8,7 +8,7 @@
 
 use super::job::QuantizeResult;
 use crate::hash::sha256_of_file;
-use crate::report::csv::write_whole;
+use crate::record::tables::write_whole;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};

@@ -3,7 +3,7 @@
 use super::host::unix_s;
 use super::job::{Event, Job};
 use crate::memory::{EXIT_OUT_OF_MEMORY, OUT_OF_MEMORY_MARK};
-use crate::report::record::Status;
+use crate::record::rows::Status;
 use crate::{Error, Result};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};

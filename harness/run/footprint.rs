@@ -162,13 +162,13 @@ fn host_bytes(s: &Sizes) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::synthetic;
+    use crate::formats::shapes;
     use crate::quant;
 
     /// The promise for a card of 80 GB and a host of 24 GB.
     #[test]
     fn seven_billion_parameters_fit() {
-        let shape = synthetic::shape("llama-2-7b").unwrap();
+        let shape = shapes::shape("llama-2-7b").unwrap();
         let texts = Texts {
             windows: 128,
             tokens: 2048,

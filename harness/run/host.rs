@@ -2,7 +2,7 @@
 
 use crate::measure::nvml;
 use crate::packed::cpu;
-use crate::report::record::Host;
+use crate::record::run_info::Host;
 use std::fs::read_to_string;
 
 /// Reads what the operating system tells; what it does not tell is empty.

@@ -7,7 +7,7 @@
 use super::job::Job;
 use crate::hash::{sha256, sha256_of_file};
 use crate::quant::QuantMethod;
-use crate::report::record::{Host, METRICS_VERSION};
+use crate::record::run_info::{Host, METRICS_VERSION};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 

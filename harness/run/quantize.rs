@@ -6,12 +6,13 @@
 
 use super::calibration::{Flow, GROUPS};
 use crate::device::Gpu;
-use crate::formats::native::{self, PackedModel, module, weight_name};
+use crate::formats::native::{self, PackedModel};
+use crate::formats::source::{WeightSource, untied};
 use crate::model::config::Config;
 use crate::model::decoder::{Block, Linear};
 use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::KvPrecision;
-use crate::model::weights::{WeightSource, layout, untied};
+use crate::model::layout::{layout, module, weight_name};
 use crate::packed::random::{self, Untrained};
 use crate::packed::{PackedLinear, dense::Dense, with_slice};
 use crate::quant::{

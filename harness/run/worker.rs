@@ -7,6 +7,7 @@ use super::job::{
 };
 use super::quantize::{Setting, quantize_in};
 use crate::device::{DeviceChoice, Gpu};
+use crate::formats;
 use crate::formats::native;
 use crate::hash::sha256_of_file;
 use crate::measure::choices::{Item, log_likelihoods};
@@ -22,9 +23,9 @@ use crate::model::generate::Generator;
 use crate::model::gpu::GpuKernels;
 use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::{KV_PRECISIONS, KvPrecision};
-use crate::model::{synthetic, weights};
+use crate::model::synthetic;
 use crate::quant::Calibration;
-use crate::report::record::Status;
+use crate::record::rows::Status;
 use crate::{Error, Result, quant};
 use candle_core::DType;
 use std::collections::BTreeMap;
@@ -116,7 +117,7 @@ fn send(event: &Event) -> Result<()> {
 fn run_quantize(job: QuantizeJob) -> Result<()> {
     let bracket = Bracket::open();
     let start = Instant::now();
-    let source = weights::open(job.model.as_deref())?;
+    let source = formats::open(job.model.as_deref())?;
     let method = quant::parse(&job.precision)?;
     let setting = Setting {
         // Where nothing is calibrated there is nothing for a GPU to do.

@@ -2,10 +2,10 @@
 
 #![allow(dead_code)]
 
+use quantbench::formats;
 use quantbench::formats::native::{self, Loaded};
 use quantbench::model::kernels::{CpuKernels, Kernels};
 use quantbench::model::kv_cache::KvPrecision;
-use quantbench::model::weights;
 use quantbench::quant;
 use quantbench::run::quantize::quantize;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ pub fn packed_file(precision: &str) -> (tempfile::TempDir, PathBuf) {
 }
 
 fn packed_file_of(model: Option<&Path>, precision: &str) -> (tempfile::TempDir, PathBuf) {
-    let source = weights::open(model).unwrap();
+    let source = formats::open(model).unwrap();
     let method = quant::parse(precision).unwrap();
     let kv = fp16_cache();
     let quantized = quantize(

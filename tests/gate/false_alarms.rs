@@ -6,9 +6,9 @@
 //! then drawn with replacement and with either sign.
 
 use quantbench::compare::{Outcome, Side, Thresholds, Verdict, compare};
-use quantbench::measure::stats::median;
-use quantbench::report::Tables;
-use quantbench::report::record::WindowRow;
+use quantbench::record::Tables;
+use quantbench::record::rows::WindowRow;
+use quantbench::stats::quantiles::median;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;

@@ -20,7 +20,7 @@ mod tally;
 use false_alarms::{simulate, upper_bound};
 use quantbench::memory::CountingAllocator;
 use quantbench::quant::{self, Family};
-use quantbench::report::Tables;
+use quantbench::record::Tables;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -1,6 +1,6 @@
 //! Planted regressions: real rows, worsened or renamed.
 
-use quantbench::report::Tables;
+use quantbench::record::Tables;
 use std::path::Path;
 
 /// Leaves the first precision and `from`, which is called `to` from here on: a run in which `to`

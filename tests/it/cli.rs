@@ -1,8 +1,9 @@
 //! The real binary, end to end: outputs, failures and exit codes.
 
 use crate::common::{model_copy, quantbench, quick_run, quick_run_with_roofline, stderr, stdout};
-use quantbench::report::Tables;
-use quantbench::report::record::{ResultRow, Status, StopRule};
+use quantbench::record::Tables;
+use quantbench::record::rows::{ResultRow, Status};
+use quantbench::record::run_info::StopRule;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -308,7 +309,7 @@ fn every_protocol_has_its_rows_and_the_first_is_that_of_the_results() {
                 .collect();
             let used = if row.dataset == "overall" { 24 } else { 4 };
             assert_eq!((windows.len(), row.windows), (used, used as u64), "{id}");
-            let sum = |of: fn(&quantbench::report::record::WindowRow) -> f64| {
+            let sum = |of: fn(&quantbench::record::rows::WindowRow) -> f64| {
                 windows.iter().map(|w| of(w)).sum::<f64>()
             };
             let mean = sum(|w| w.weighted_nll_nats.unwrap()) / sum(|w| w.weight.unwrap());
@@ -1005,7 +1006,7 @@ fn list_shows_the_registries() {
     ] {
         assert!(shown.contains(word), "{word}");
     }
-    for shape in quantbench::model::synthetic::shapes().unwrap() {
+    for shape in quantbench::formats::shapes::shapes().unwrap() {
         assert!(shown.contains(&format!("synthetic:{} ", shape.id)));
     }
     let shapes = stdout(&run(quantbench().args(["list", "shapes"])));

@@ -4,10 +4,9 @@
 use crate::common::{quantbench, stderr, stdout};
 use quantbench::compare::metric::{Better, Evidence, METRICS, Metric};
 use quantbench::compare::thresholds::Thresholds;
-use quantbench::report::Tables;
-use quantbench::report::record::{
-    GpuInfo, QualityRow, ResultRow, SampleRow, Status, TextInfo, WindowRow,
-};
+use quantbench::record::Tables;
+use quantbench::record::rows::{QualityRow, ResultRow, SampleRow, Status, WindowRow};
+use quantbench::record::run_info::{GpuInfo, TextInfo};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};

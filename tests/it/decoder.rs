@@ -3,12 +3,13 @@
 use crate::common::{cpu, packed, root, smollm2};
 use candle_core::{DType, Device, Tensor};
 use quantbench::data::protocol::{Length, Protocol, SpecialTokens};
+use quantbench::formats;
 use quantbench::formats::native;
+use quantbench::measure::nll;
 use quantbench::measure::quality::{CachedDecoder, Plan, ScoredText, TokenStream, nll_nats};
-use quantbench::measure::stats;
 use quantbench::model::decoder::Decoder;
 use quantbench::model::kv_cache::{KvCache, KvPrecision};
-use quantbench::model::{synthetic, weights};
+use quantbench::model::synthetic;
 use quantbench::packed::dense::Dense;
 use quantbench::quant;
 use std::path::Path;
@@ -162,7 +163,7 @@ fn smollm2_reproduces_the_reference_implementation() {
     assert_eq!(halves.len(), 20 * 255);
     assert!((means[0].exp() - 29.30827).abs() < 1e-4);
     for ((text, scores), mean) in texts.iter().zip(&scores).zip(means) {
-        let found = stats::mean_nll(scores).unwrap();
+        let found = nll::mean_nll(scores).unwrap();
         let (perplexity, reference) = (found.exp(), mean.exp());
         println!(
             "{} of the 20 windows: {perplexity:.5}, reference {reference:.5}",
@@ -199,7 +200,7 @@ fn smollm2_reproduces_the_reference_implementation() {
 
 /// Replaces what quantbench keeps in F16 whatever the precision by the source's own F32.
 fn use_f32_embedding_and_norms(decoder: &mut Decoder, model: &std::path::Path) {
-    let source = weights::open(Some(model)).unwrap();
+    let source = formats::open(Some(model)).unwrap();
     let (vocab, hidden) = (decoder.config.vocab_size, decoder.config.hidden_size);
     let values = source.tensor(native::EMBEDDING, &[vocab, hidden]).unwrap();
     let embedding = Arc::new(Dense::new(DType::F32, &values, (vocab, hidden)).unwrap());
@@ -221,7 +222,7 @@ fn use_f32_embedding_and_norms(decoder: &mut Decoder, model: &std::path::Path) {
 /// as those of a trained model.
 #[test]
 fn synthetic_models_give_finite_logits_at_every_precision() {
-    let shape = synthetic::named(Path::new("synthetic:smollm2-135m"));
+    let shape = quantbench::formats::shapes::named(Path::new("synthetic:smollm2-135m"));
     let config = shape.unwrap().unwrap().config;
     let kv = KvPrecision::parse("fp16").unwrap();
     let ids: Vec<u32> = (0..24)

@@ -1,9 +1,9 @@
 //! Distributions against the reference's, through the real binary.
 
 use crate::common::{quantbench, quick_run, stderr, stdout};
-use quantbench::report::Tables;
-use quantbench::report::record::{ResultRow, Status};
-use quantbench::report::warning::Warning;
+use quantbench::record::Tables;
+use quantbench::record::rows::{ResultRow, Status};
+use quantbench::record::warning::Warning;
 use std::fs;
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! A run over drawn FP16 weights: really quantized, with what that costs and without quality.
 
 use crate::common::{quantbench, stderr};
-use quantbench::report::Tables;
-use quantbench::report::record::Status;
+use quantbench::record::Tables;
+use quantbench::record::rows::Status;
 
 #[test]
 fn a_drawn_model_is_quantized_and_has_no_quality() {

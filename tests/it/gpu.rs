@@ -290,7 +290,7 @@ fn stored_bytes(decoder: &Decoder) -> Vec<Vec<u8>> {
 #[test]
 fn models_without_weights_are_filled_on_the_device_with_the_bytes_of_the_cpu() {
     let Some(driver) = driver() else { return };
-    let shape = synthetic::named(Path::new("synthetic:smollm2-135m"));
+    let shape = quantbench::formats::shapes::named(Path::new("synthetic:smollm2-135m"));
     let config = Config {
         hidden_size: 64,
         // Rows of codes that end within a block of eight, and a short last group.

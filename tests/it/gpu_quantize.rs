@@ -7,10 +7,10 @@ use crate::driver::{gpu, gpu_kernels};
 use candle_core::{DType, Tensor};
 use half::f16;
 use quantbench::formats::native;
+use quantbench::formats::{self, source::WeightSource};
 use quantbench::memory::Part;
 use quantbench::model::config::Config;
 use quantbench::model::kernels::{CpuKernels, Kernels};
-use quantbench::model::weights::{self, WeightSource};
 use quantbench::packed::PackedLinear;
 use quantbench::quant::solver::{Solver, cpu::Cpu, gpu::GpuSolver};
 use quantbench::quant::{self, LayerStats, Matrix, Notes};
@@ -206,7 +206,7 @@ struct FirstBlocks {
 
 impl FirstBlocks {
     fn of_embedded(layers: usize) -> Self {
-        let source = weights::open(None).unwrap();
+        let source = formats::open(None).unwrap();
         let mut config = source.config().clone();
         config.layers = layers;
         FirstBlocks { source, config }

@@ -2,8 +2,8 @@
 
 use crate::common::{quantbench, stderr, stdout};
 use quantbench::history::trend;
-use quantbench::report::Tables;
-use quantbench::report::record::{ResultRow, Status};
+use quantbench::record::Tables;
+use quantbench::record::rows::{ResultRow, Status};
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -2,7 +2,7 @@
 //! the methods' definitions lead one to expect, with paired intervals.
 
 use crate::common::{quantbench, smollm2, stderr};
-use quantbench::report::Tables;
+use quantbench::record::Tables;
 use std::path::Path;
 
 const PRECISIONS: &str = "fp32,fp16,fp8,fp8-w8a8,int8,int8-w8a8,int8-tensor,rtn-int4,awq-int4,\

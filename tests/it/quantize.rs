@@ -3,10 +3,11 @@
 
 use crate::common::{cpu, fp16_cache};
 use quantbench::Result;
+use quantbench::formats::drawn::Drawn;
+use quantbench::formats::{self, source::WeightSource};
 use quantbench::model::config::{Config, RopeScaling};
-use quantbench::model::drawn::Drawn;
 use quantbench::model::kv_cache::KvPrecision;
-use quantbench::model::weights::{self, WeightSource, layout};
+use quantbench::model::layout::layout;
 use quantbench::quant;
 use quantbench::run::quantize::{Quantized, Setting, quantize, quantize_in};
 use safetensors::Dtype;
@@ -347,5 +348,5 @@ fn drawn_weights_are_quantized_in_a_file_as_in_memory() {
     }
     let bytes: Vec<&Vec<u8>> = files.values().collect();
     assert!(bytes[0] == bytes[1], "the files differ");
-    assert!(weights::open(Some(Path::new("synthetic-fp16:llama-2-7b"))).is_ok());
+    assert!(formats::open(Some(Path::new("synthetic-fp16:llama-2-7b"))).is_ok());
 }

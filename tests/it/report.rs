@@ -3,17 +3,18 @@
 //! `run` is a whole run of six precisions; `failed` was stopped, has an `oom` and a `killed`
 //! row, no reference and absent values.
 
+use quantbench::record::rows::{ResultRow, Status};
+use quantbench::record::run_info::{
+    CellDetail, ConfidenceBucket, Divergence, GpuInfo, RunInfo, StopRule, TimingDetail,
+};
+use quantbench::record::{Tables, format};
 use quantbench::report::content::{self, Cell};
 use quantbench::report::plots::axis::Axis;
 use quantbench::report::plots::labels::{self, Rect, Surroundings};
 use quantbench::report::plots::pareto::{self, Better};
 use quantbench::report::plots::scene::{self, Shape};
 use quantbench::report::plots::{PLOTS, Plot, Scene, style};
-use quantbench::report::record::{
-    CellDetail, ConfidenceBucket, Divergence, GpuInfo, ResultRow, RunInfo, Status, StopRule,
-    TimingDetail,
-};
-use quantbench::report::{self, Tables, format, markdown, terminal};
+use quantbench::report::{self, markdown, terminal};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 

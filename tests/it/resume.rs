@@ -1,8 +1,8 @@
 //! Runs that are cut off, repeated, disturbed and cached, through the real binary.
 
 use crate::common::{model_copy, quantbench, stderr};
-use quantbench::report::Tables;
-use quantbench::report::record::{ResultRow, SampleRow, Status};
+use quantbench::record::Tables;
+use quantbench::record::rows::{ResultRow, SampleRow, Status};
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeSet;
 use std::fs;

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use crate::allocations::largest_allocation;
 use half::{bf16, f16};
 use quantbench::Error;
+use quantbench::formats::{open, source::WeightSource};
 use quantbench::hash::sha256;
 use quantbench::model::config::{Config, RopeScaling};
-use quantbench::model::weights::{WeightSource, layout, open};
+use quantbench::model::layout::layout;
 use serde_json::{Value, json};
 
 // ---------------------------------------------------------------- the largest allocation

@@ -1,9 +1,9 @@
 //! Suite files, dry runs and precisions made elsewhere, through the real binary.
 
 use crate::common::{quantbench, quick_run, root, stderr, stdout};
-use quantbench::report::Tables;
-use quantbench::report::csv::read_csv;
-use quantbench::report::record::{QualityRow, ResultRow, Status};
+use quantbench::record::Tables;
+use quantbench::record::rows::{QualityRow, ResultRow, Status};
+use quantbench::record::tables::read_csv;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::fs;
 use std::path::Path;

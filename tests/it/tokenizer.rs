@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use quantbench::Error;
 use quantbench::data::{self, Dataset, Kind};
+use quantbench::formats::open;
 use quantbench::hash::sha256;
 use quantbench::model::config::Config;
-use quantbench::model::tokenizer::{Encoding, Tokenizer};
-use quantbench::model::weights::open;
+use quantbench::tokenizer::{Encoding, Tokenizer};
 use serde_json::{Value, json};
 
 fn root() -> &'static Path {

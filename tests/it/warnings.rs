@@ -2,9 +2,9 @@
 //! run's files and rendered by `quantbench report`. And the rule that ends repetitions.
 
 use crate::common::{model_copy, quantbench, quick_run, root, stderr, stdout};
-use quantbench::report::Tables;
-use quantbench::report::record::StopRule;
-use quantbench::report::warning::{self, Phase, Warning};
+use quantbench::record::Tables;
+use quantbench::record::run_info::StopRule;
+use quantbench::record::warning::{self, Phase, Warning};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;

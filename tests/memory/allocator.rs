@@ -94,7 +94,7 @@ fn after_load_live_bytes_equal_the_stored_ones() {
 fn a_synthetic_model_takes_its_own_bytes_and_no_more() {
     let _alone = alone();
     rayon::broadcast(|_| ());
-    let shape = synthetic::named(Path::new("synthetic:smollm2-135m"));
+    let shape = quantbench::formats::shapes::named(Path::new("synthetic:smollm2-135m"));
     let config = shape.unwrap().unwrap().config;
     for precision in ["fp16", "fp8", "int8", "rtn-int4", "rtn-int3-g64"] {
         let spec = quant::parse(precision).unwrap().spec();

@@ -11,7 +11,7 @@ use quantbench::measure::quality::{
 };
 use quantbench::memory::Bracket;
 use quantbench::model::kv_cache::KvPrecision;
-use quantbench::model::tokenizer::Tokenizer;
+use quantbench::tokenizer::Tokenizer;
 use quantbench::{Result, data};
 use std::fs;
 use std::path::Path;

@@ -3,7 +3,7 @@
 
 use super::{Shown, failures, headline, notes, rule, title};
 use crate::compare::{Change, Comparison};
-use crate::report::content::one_line;
+use crate::record::format::one_line;
 
 pub fn markdown(comparison: &Comparison) -> String {
     let mut text = format!("### quantbench: {}\n\n", headline(comparison));

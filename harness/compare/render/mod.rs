@@ -9,8 +9,8 @@ pub use markdown::markdown;
 pub use terminal::terminal;
 
 use super::{Change, Comparison, RunComparison, Verdict};
-use crate::report::content::one_line;
-use crate::report::format;
+use crate::record::format;
+use crate::record::format::one_line;
 
 /// The comparison as JSON, fields as the structs name them.
 pub fn json(comparison: &Comparison) -> String {

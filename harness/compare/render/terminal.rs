@@ -2,7 +2,7 @@
 
 use super::{Shown, failures, headline, notes, rule, title};
 use crate::compare::Comparison;
-use crate::report::format::ascii;
+use crate::record::format::ascii;
 
 pub fn terminal(comparison: &Comparison) -> String {
     let mut text = String::new();

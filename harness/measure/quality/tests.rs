@@ -1,6 +1,6 @@
 use super::*;
 use crate::data::protocol::{Length, PROTOCOLS, Protocol, SpecialTokens};
-use crate::measure::stats;
+use crate::measure::nll;
 
 const VOCAB: usize = 7;
 
@@ -111,7 +111,7 @@ fn score(
 fn mean(model: &mut Table, id: &str, ids: &[u32], special: &SpecialTokens) -> f64 {
     let streams = [stream(ids.to_vec())];
     let texts = [text(id, &streams, 50, special)];
-    stats::mean_nll(&score(model, &streams, &texts)[0]).unwrap()
+    nll::mean_nll(&score(model, &streams, &texts)[0]).unwrap()
 }
 
 #[test]
@@ -431,7 +431,7 @@ fn nonfinite_logits_are_counted_not_hidden() {
         assert_eq!(scores[0][0].nonfinite_tokens, 1);
         assert_eq!(scores[0][0].scored_tokens, 3);
         assert!((scores[0][0].weight - weight).abs() < 1e-12);
-        let mean = stats::mean_nll(&scores[0]).unwrap();
+        let mean = nll::mean_nll(&scores[0]).unwrap();
         assert!((mean - 2f64.ln()).abs() < 1e-12, "{mean}");
     }
 }

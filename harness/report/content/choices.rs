@@ -2,7 +2,8 @@
 
 use super::tables::column;
 use super::*;
-use crate::report::format::{self, ABSENT};
+use crate::record::format::one_line;
+use crate::record::format::{self, ABSENT};
 
 /// One line per precision, KV cache and set.
 pub fn choices(tables: &Tables) -> Table {

@@ -2,8 +2,10 @@
 
 use super::tables::{Cell, Kind, Row, Table, column};
 use super::*;
-use crate::report::format::{self, ABSENT};
-use crate::report::record::{CellDetail, Divergence, Status};
+use crate::record::format::one_line;
+use crate::record::format::{self, ABSENT};
+use crate::record::rows::Status;
+use crate::record::run_info::{CellDetail, Divergence};
 
 /// Whether a precision shows what cannot be told from the reference, rather than one to choose.
 pub fn is_noise_floor(tables: &Tables, precision: &str) -> bool {

@@ -19,15 +19,11 @@ pub use tables::{
     Cell, Column, Kind, PARTS, Part, Row, Table, domains, memory, methods, results, texts,
 };
 
-use super::csv::Tables;
-use super::format::ByteUnit;
-use super::record::{OVERALL, QualityRow, ResultRow};
+use crate::record::format::ByteUnit;
+use crate::record::format::one_line;
+use crate::record::rows::{OVERALL, QualityRow, ResultRow};
+use crate::record::tables::Tables;
 use std::collections::BTreeSet;
-
-/// Text on one line, for cells and sentences.
-pub fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
 
 /// The name of a row: its precision, and whichever other axis varies within the run.
 pub fn label(tables: &Tables, row: &ResultRow) -> String {

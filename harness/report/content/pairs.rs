@@ -2,8 +2,9 @@
 
 use super::tables::{Cell, Kind, Row, Table, change, column, percent_decimals};
 use super::*;
-use crate::report::format::{self, ABSENT};
-use crate::report::record::{PairRow, SpeedPairRow};
+use crate::record::format::one_line;
+use crate::record::format::{self, ABSENT};
+use crate::record::rows::{PairRow, SpeedPairRow};
 
 /// What is said of an interval that holds the value of equal precisions.
 const NOT_SHOWN: &str = "no difference shown";

@@ -2,8 +2,10 @@
 
 use super::tables::{json_text, result_percent_decimals};
 use super::*;
-use crate::report::format::{self, ABSENT};
-use crate::report::record::{ProtocolInfo, Status, StopRule, TimingDetail};
+use crate::record::format::one_line;
+use crate::record::format::{self, ABSENT};
+use crate::record::rows::Status;
+use crate::record::run_info::{ProtocolInfo, StopRule, TimingDetail};
 
 /// Increase of perplexity, in nats, up to which a row may be put forward: about 5 %.
 const HEADLINE_MOST_DELTA: f64 = 0.05;

@@ -3,7 +3,8 @@
 
 use super::tables::{Cell, Column, Kind, Row, Table, column, rate, rate_decimals};
 use super::*;
-use crate::report::record::Status;
+use crate::record::format::one_line;
+use crate::record::rows::Status;
 use std::borrow::Cow;
 
 /// Batch and context of a row.

@@ -1,8 +1,9 @@
 //! The tables of a report.
 
 use super::*;
-use crate::report::format::{self, ABSENT};
-use crate::report::record::Status;
+use crate::record::format::one_line;
+use crate::record::format::{self, ABSENT};
+use crate::record::rows::Status;
 
 /// One table, ready to be laid out.
 #[derive(Debug, Clone, PartialEq, Default)]

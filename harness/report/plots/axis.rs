@@ -3,7 +3,7 @@
 
 use super::scene::{Align, Point, Scene, text_width};
 use super::style::{EDGE, GRID, QUIET, TEXT};
-use crate::report::format;
+use crate::record::format;
 
 /// A range of numbers with ticks at round values.
 #[derive(Debug, Clone, PartialEq)]

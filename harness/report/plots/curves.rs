@@ -5,10 +5,10 @@ use super::axis::{Axis, Frame};
 use super::scene::{Point, Scene};
 use super::style::{self, EDGE, LegendMark, PAPER, WIDTH};
 use super::{not_shown, positive};
+use crate::record::format;
+use crate::record::rows::{ResultRow, Status};
+use crate::record::tables::Tables;
 use crate::report::content;
-use crate::report::csv::Tables;
-use crate::report::format;
-use crate::report::record::{ResultRow, Status};
 
 /// What a plot of a sweep draws: x is what varies, the other is held at its first value.
 pub struct Sweep {

@@ -2,8 +2,8 @@
 
 use super::curves::{Curve, Standing, Sweep, standings};
 use super::{Plot, Scene};
-use crate::report::content;
-use crate::report::csv::Tables;
+use crate::record::format::one_line;
+use crate::record::tables::Tables;
 
 pub const PLOT: Plot = Plot {
     name: "decode_vs_batch",
@@ -52,7 +52,7 @@ fn caption(tables: &Tables) -> String {
 /// helps while a step waits for memory; with the batch it comes to wait for arithmetic, which
 /// unpacking makes more of.
 fn overtaking(tables: &Tables, curves: &[Curve]) -> String {
-    let reference = content::one_line(&tables.info.reference);
+    let reference = one_line(&tables.info.reference);
     let standings = standings(tables, curves);
     let names = |wanted: &dyn Fn(&Standing) -> bool| -> Vec<&str> {
         let matching = standings.iter().filter(|(_, standing)| wanted(standing));

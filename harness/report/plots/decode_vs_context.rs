@@ -2,7 +2,7 @@
 
 use super::curves::Sweep;
 use super::{Plot, Scene};
-use crate::report::csv::Tables;
+use crate::record::tables::Tables;
 
 pub const PLOT: Plot = Plot {
     name: "decode_vs_context",

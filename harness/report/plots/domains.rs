@@ -4,11 +4,12 @@ use super::axis::{Axis, Frame};
 use super::scene::{Align, Scene, text_width};
 use super::style::{self, EDGE, GRID, INK, LegendMark, QUIET, TEXT, WIDTH};
 use super::{Plot, nothing_to_draw};
+use crate::record::format;
+use crate::record::format::one_line;
+use crate::record::rows::OVERALL;
+use crate::record::rows::QualityRow;
+use crate::record::tables::Tables;
 use crate::report::content;
-use crate::report::csv::Tables;
-use crate::report::format;
-use crate::report::record::OVERALL;
-use crate::report::record::QualityRow;
 
 pub const PLOT: Plot = Plot {
     name: "domains",
@@ -83,7 +84,7 @@ fn draw(tables: &Tables) -> Option<Scene> {
     let top = EDGE + style::legend_height(WIDTH, &legend) + 8.0;
     let group_height = |of: &[&Change]| STEP * of.len().max(1) as f64 + GAP;
     let bottom = top + groups.iter().map(|(_, of)| group_height(of)).sum::<f64>();
-    let title = |dataset: &str| format::shortened(&content::one_line(dataset), 16);
+    let title = |dataset: &str| format::shortened(&one_line(dataset), 16);
     let widest = groups
         .iter()
         .map(|(dataset, _)| text_width(&title(dataset), TEXT) * 1.1)
@@ -107,7 +108,7 @@ fn draw(tables: &Tables) -> Option<Scene> {
         x: Axis::new(low - room, high + room, 8),
         y: Axis::new(0.0, 1.0, 1),
     };
-    let reference = match content::one_line(&tables.info.reference) {
+    let reference = match one_line(&tables.info.reference) {
         name if name.is_empty() => "the reference".into(),
         name => format::shortened(&name, 20),
     };
@@ -162,13 +163,13 @@ fn caption(tables: &Tables) -> String {
         .map(|row| (content::label(tables, row), row.status))
         .filter(|(label, _)| !changes.iter().any(|c| c.label == *label))
         .map(|(label, status)| match status {
-            crate::report::record::Status::Ok => format!("{label} (no value)"),
+            crate::record::rows::Status::Ok => format!("{label} (no value)"),
             status => format!("{label} ({})", status.word()),
         })
         .collect();
     format!(
         "Change of perplexity from {} in %, by kind of text; right of zero is worse.{bars}{}",
-        content::one_line(&tables.info.reference),
+        one_line(&tables.info.reference),
         super::not_shown(&missing)
     )
 }

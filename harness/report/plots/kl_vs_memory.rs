@@ -4,10 +4,11 @@
 use super::pareto::Better;
 use super::scatter::{self, Dot};
 use super::{Plot, Scene, not_shown, nothing_to_draw, positive, split};
+use crate::record::format;
+use crate::record::format::one_line;
+use crate::record::rows::ResultRow;
+use crate::record::tables::Tables;
 use crate::report::content;
-use crate::report::csv::Tables;
-use crate::report::format;
-use crate::report::record::ResultRow;
 
 pub const PLOT: Plot = Plot {
     name: "kl_vs_memory",
@@ -54,7 +55,7 @@ fn caption(tables: &Tables) -> String {
         return String::new();
     }
     let (rows, mut left_out) = split(tables, |row| point(tables, row));
-    let reference = content::one_line(&tables.info.reference);
+    let reference = one_line(&tables.info.reference);
     // It is where all others are measured from.
     left_out.retain(|name| *name != format!("{reference} (no value)"));
     if rows.is_empty() {
@@ -67,7 +68,7 @@ fn caption(tables: &Tables) -> String {
     let floor = floor.map_or_else(String::new, |(row, kl)| {
         format!(
             " What rounding alone makes ({}) is {} nats, {} on this axis.",
-            content::one_line(&row.precision),
+            one_line(&row.precision),
             format::nats(kl),
             format::number(kl.log10(), 1)
         )

@@ -4,10 +4,10 @@ use super::axis::{Axis, Frame};
 use super::scene::{Align, Scene, text_width};
 use super::style::{self, EDGE, INK, LegendMark, PAPER, QUIET, TEXT, WIDTH};
 use super::{Plot, not_shown, nothing_to_draw, split};
+use crate::record::format;
+use crate::record::rows::ResultRow;
+use crate::record::tables::Tables;
 use crate::report::content::{self, PARTS};
-use crate::report::csv::Tables;
-use crate::report::format;
-use crate::report::record::ResultRow;
 use plotters::style::RGBColor;
 
 pub const PLOT: Plot = Plot {

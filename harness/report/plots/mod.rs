@@ -22,8 +22,8 @@ pub mod style;
 pub use scene::Scene;
 
 use super::content;
-use super::csv::{Tables, beside, write_whole};
-use super::record::{ResultRow, Status};
+use crate::record::rows::{ResultRow, Status};
+use crate::record::tables::{Tables, beside, write_whole};
 use crate::{Error, Result};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};

@@ -3,9 +3,10 @@
 use super::pareto::Better;
 use super::scatter::{self, Dot};
 use super::{Plot, Scene, not_shown, nothing_to_draw, positive, split};
+use crate::record::format::one_line;
+use crate::record::rows::ResultRow;
+use crate::record::tables::Tables;
 use crate::report::content::{self, Interval};
-use crate::report::csv::Tables;
-use crate::report::record::ResultRow;
 
 pub const PLOT: Plot = Plot {
     name: "quality_vs_memory",
@@ -71,7 +72,7 @@ fn caption(tables: &Tables) -> String {
             .collect::<Vec<_>>()
     };
     let (paired, text) = (of_kind(Interval::Paired), of_kind(Interval::Text));
-    let reference = content::one_line(&tables.info.reference);
+    let reference = one_line(&tables.info.reference);
     let mut bars = String::new();
     if !paired.is_empty() {
         bars += &format!(
@@ -91,7 +92,7 @@ fn caption(tables: &Tables) -> String {
         );
     }
     let protocol = match content::protocol(tables) {
-        Some(protocol) => format!(" ({})", content::one_line(protocol)),
+        Some(protocol) => format!(" ({})", one_line(protocol)),
         None => String::new(),
     };
     format!(

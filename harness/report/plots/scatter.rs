@@ -6,9 +6,9 @@ use super::labels::{self, Rect, Surroundings};
 use super::pareto::{self, Better};
 use super::scene::{Align, Point, Scene, text_width};
 use super::style::{self, GUIDE, INK, LegendMark, PAPER, QUIET, TEXT, WIDTH};
+use crate::record::format;
+use crate::record::tables::Tables;
 use crate::report::content;
-use crate::report::csv::Tables;
-use crate::report::format;
 
 /// One row of the table as a point.
 pub struct Dot {

@@ -3,9 +3,9 @@
 use super::pareto::Better;
 use super::scatter::{self, Dot};
 use super::{Plot, Scene, not_shown, nothing_to_draw, positive, split};
+use crate::record::rows::ResultRow;
+use crate::record::tables::Tables;
 use crate::report::content;
-use crate::report::csv::Tables;
-use crate::report::record::ResultRow;
 
 pub const PLOT: Plot = Plot {
     name: "speed_vs_memory",

@@ -7,17 +7,17 @@ use super::super::journal::Timed;
 use super::telemetry::Watched;
 use crate::measure::divergence::WindowDivergence;
 use crate::measure::doubts;
-use crate::measure::medians;
 use crate::measure::meter::DeviceMemory;
 use crate::measure::quality::WindowScore;
 use crate::measure::roofline::Cost;
 use crate::measure::speed::Workload;
-use crate::measure::stats::{self, median_interval};
 use crate::quant::{Declared, QuantMethod};
-use crate::report::record::{
-    CellDetail, ResultRow, SampleRow, Status, StopRule, TimingDetail, WorkloadDetail,
-};
-use crate::report::warning::{Phase, Warning};
+use crate::record::rows::{ResultRow, SampleRow, Status};
+use crate::record::run_info::{CellDetail, StopRule, TimingDetail, WorkloadDetail};
+use crate::record::warning::{Phase, Warning};
+use crate::stats::medians;
+use crate::stats::medians::median_interval;
+use crate::stats::quantiles;
 use std::collections::BTreeMap;
 
 /// One precision with one KV cache under way.
@@ -298,15 +298,15 @@ impl Point {
             .collect();
         let generated = self.row.generated_tokens.unwrap_or(0);
         warnings.extend(doubts::generated(generated, &seconds("decode")));
-        let ttft_s = stats::median(&seconds("ttft"));
+        let ttft_s = quantiles::median(&seconds("ttft"));
 
         let row = &mut self.row;
-        row.prefill_tok_s = stats::median(&prefill);
-        row.prefill_tok_s_sd = stats::standard_deviation(&prefill);
+        row.prefill_tok_s = quantiles::median(&prefill);
+        row.prefill_tok_s_sd = quantiles::standard_deviation(&prefill);
         row.prefill_tok_s_ci_low = intervals[0].map(|i| i.low);
         row.prefill_tok_s_ci_high = intervals[0].map(|i| i.high);
-        row.decode_tok_s = stats::median(&decode);
-        row.decode_tok_s_sd = stats::standard_deviation(&decode);
+        row.decode_tok_s = quantiles::median(&decode);
+        row.decode_tok_s_sd = quantiles::standard_deviation(&decode);
         row.decode_tok_s_ci_low = intervals[1].map(|i| i.low);
         row.decode_tok_s_ci_high = intervals[1].map(|i| i.high);
         row.ttft_s = ttft_s;

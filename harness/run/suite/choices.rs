@@ -8,8 +8,9 @@ use crate::data::choices::{Question, questions};
 use crate::data::{self, Dataset, Kind};
 use crate::measure::choices::{Accuracy, Continuation, Item, Per, chosen};
 use crate::model::config::Config;
-use crate::model::tokenizer::Tokenizer;
-use crate::report::record::{ChoiceRow, ProtocolText, TextInfo};
+use crate::record::rows::ChoiceRow;
+use crate::record::run_info::{ProtocolText, TextInfo};
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// The word that leaves multiple choice out.

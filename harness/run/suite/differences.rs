@@ -1,7 +1,7 @@
 //! Quality differences between cells, each computed once: tables are written after every cell,
 //! and the scores of a finished one do not change any more.
 
-use crate::measure::stats::PairedDifference;
+use crate::measure::nll::PairedDifference;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 

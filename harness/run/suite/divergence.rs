@@ -8,8 +8,9 @@ use crate::Result;
 use crate::measure::divergence::summary;
 use crate::measure::log_probs::{Address, AddressedText, Reader, row_bytes};
 use crate::measure::quality::ScoredText;
-use crate::report::record::{CellDetail, ModelInfo, ProtocolInfo, ResultRow};
-use crate::report::warning::Warning;
+use crate::record::rows::ResultRow;
+use crate::record::run_info::{CellDetail, ModelInfo, ProtocolInfo};
+use crate::record::warning::Warning;
 use crate::run::job::{DivergenceJob, Event, Job};
 
 /// The part of the texts whose log-probabilities fit `budget_bytes`, as whole windows: the first

@@ -6,9 +6,9 @@ use super::cell::{Point, State, Step};
 use super::pieces::Teller;
 use super::{Suite, choices, timestamp};
 use crate::Result;
-use crate::measure::{doubts, stats};
-use crate::report::record::Status;
-use crate::report::warning::Warning;
+use crate::measure::{doubts, nll};
+use crate::record::rows::Status;
+use crate::record::warning::Warning;
 
 impl Suite<'_> {
     /// Quantizes and measures one precision with one KV cache. `false` if the user asked to stop.
@@ -210,7 +210,7 @@ impl Suite<'_> {
                 0 => doubts::quality(&scores, &id),
                 _ => doubts::nonfinite(&scores, &id).into_iter().collect(),
             });
-            parts.push(match stats::mean_nll(&scores).map(f64::exp) {
+            parts.push(match nll::mean_nll(&scores).map(f64::exp) {
                 Some(p) => format!("{p:.4} ({id}, {} windows)", scores.len()),
                 None => format!("no finite likelihood ({id})"),
             });

@@ -6,7 +6,7 @@ use super::super::job::{Event, Job};
 use super::super::journal::{self, Journal};
 use super::{Suite, timestamp};
 use crate::Result;
-use crate::report::record::Reused;
+use crate::record::run_info::Reused;
 use serde_json::json;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};

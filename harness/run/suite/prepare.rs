@@ -12,13 +12,14 @@ use super::telemetry::Watched;
 use super::texts::{Texts, windows_of};
 use super::weights::Shelf;
 use super::{Finished, Suite, scoring, sweep};
+use crate::formats::source::WeightSource;
 use crate::hash::sha256;
 use crate::measure::speed::Workload;
-use crate::model::weights::{self as sources, WeightSource};
 use crate::quant::{self, QuantMethod};
-use crate::report::Tables;
-use crate::report::record::{CellDetail, METRICS_VERSION, ModelInfo, ResultRow, RunInfo, Status};
-use crate::report::warning::Warning;
+use crate::record::Tables;
+use crate::record::rows::{ResultRow, Status};
+use crate::record::run_info::{CellDetail, METRICS_VERSION, ModelInfo, RunInfo};
+use crate::record::warning::Warning;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -39,8 +40,8 @@ pub(super) fn prepare_folder(options: &Options, progress: Progress) -> Result<Jo
 
 /// Removes what an earlier run left: from here on the folder describes this one.
 pub(super) fn take_over(options: &Options) -> Result<()> {
-    crate::report::csv::clear_partial(&options.out);
-    crate::report::clear(&options.out)
+    crate::record::tables::clear_partial(&options.out);
+    crate::record::tables::clear(&options.out)
 }
 
 pub(super) fn unsupported(
@@ -114,7 +115,7 @@ fn model_info(
             .map(|(_, shape)| shape.iter().product::<usize>() as u64)
             .sum()
     };
-    let shapes = sources::layout(config);
+    let shapes = crate::model::layout::layout(config);
     Ok(ModelInfo {
         name: source.name().into(),
         source: options

@@ -8,9 +8,9 @@ use super::cell::{lost, one_line};
 use super::pieces::Teller;
 use crate::Result;
 use crate::measure::roofline::buffer_bytes;
-use crate::report::format::number;
-use crate::report::record::Roofline;
-use crate::report::warning::Warning;
+use crate::record::format::number;
+use crate::record::run_info::Roofline;
+use crate::record::warning::Warning;
 
 impl Suite<'_> {
     /// Measures the machine in a fresh child, alone, with the threads that the timing will use.

@@ -5,13 +5,12 @@ use super::{Suite, divergence, timestamp};
 use crate::data::protocol::Protocol;
 use crate::measure::divergence::{WindowDivergence, perplexity_ratio};
 use crate::measure::doubts;
+use crate::measure::nll;
 use crate::measure::quality::WindowScore;
-use crate::measure::stats;
-use crate::report::Tables;
-use crate::report::record::{
-    CellDetail, OVERALL, PairRow, QualityRow, ResultRow, RunInfo, WindowRow, WorkloadDetail,
-};
-use crate::report::warning::{self, Warning};
+use crate::record::Tables;
+use crate::record::rows::{OVERALL, PairRow, QualityRow, ResultRow, WindowRow};
+use crate::record::run_info::{CellDetail, RunInfo, WorkloadDetail};
+use crate::record::warning::{self, Warning};
 
 impl Suite<'_> {
     /// All rows as they stand.
@@ -143,8 +142,8 @@ impl Suite<'_> {
         scores: &[WindowScore],
         of_reference: Option<&[WindowScore]>,
     ) -> Option<QualityRow> {
-        let nll = stats::mean_nll(scores)?;
-        let se = stats::nll_standard_error(scores);
+        let nll = nll::mean_nll(scores)?;
+        let se = nll::nll_standard_error(scores);
         let scored_bytes: u64 = scores.iter().map(|s| s.scored_bytes).sum();
         let nll_sum: f64 = scores.iter().map(|s| s.nll_sum_nats).sum();
         let delta = of_reference.and_then(|of_reference| {
@@ -152,7 +151,7 @@ impl Suite<'_> {
             let text = format!("{dataset} {}", protocol.id());
             self.differences.of(against, &cell.title, &text, || {
                 let block = protocol.block_windows();
-                stats::paired_difference(of_reference, scores, block, self.options.seed)
+                nll::paired_difference(of_reference, scores, block, self.options.seed)
             })
         });
         Some(QualityRow {
@@ -260,7 +259,7 @@ impl Suite<'_> {
                 let text = format!("{dataset} {}", protocol.id());
                 let difference = self.differences.of(&a.title, &b.title, &text, || {
                     let block = protocol.block_windows();
-                    stats::paired_difference(of_a, of_b, block, self.options.seed)
+                    nll::paired_difference(of_a, of_b, block, self.options.seed)
                 });
                 let Some(d) = difference else { continue };
                 rows.push(PairRow {

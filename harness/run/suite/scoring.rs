@@ -9,9 +9,9 @@ use crate::data::protocol::{
 };
 use crate::measure::quality::{ScoredText, TokenStream};
 use crate::model::config::Config;
-use crate::model::tokenizer::Tokenizer;
-use crate::report::record::{ProtocolInfo, ProtocolText, TokenizerInfo};
-use crate::report::warning::Warning;
+use crate::record::run_info::{ProtocolInfo, ProtocolText, TokenizerInfo};
+use crate::record::warning::Warning;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 

@@ -2,9 +2,10 @@
 
 use super::Suite;
 use super::cell::{Cell, Point, State};
-use crate::measure::stats::{median, median_ratio};
-use crate::report::record::SpeedPairRow;
-use crate::report::warning::Phase;
+use crate::record::rows::SpeedPairRow;
+use crate::record::warning::Phase;
+use crate::stats::medians::median_ratio;
+use crate::stats::quantiles::median;
 
 impl Suite<'_> {
     /// All pairs of precisions with the same KV cache, at every workload. A precision that was not

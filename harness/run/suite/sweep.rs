@@ -7,7 +7,7 @@ use super::cell::{Cell, State};
 use crate::Result;
 use crate::measure::speed::Workload;
 use crate::model::config::Config;
-use crate::report::record::Status;
+use crate::record::rows::Status;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

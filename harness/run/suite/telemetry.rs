@@ -3,7 +3,8 @@
 use super::Suite;
 use crate::measure::nvml::NvmlGpu;
 use crate::measure::telemetry::{PERIOD, Recording, Telemetry, summarize, warnings};
-use crate::report::record::{GpuTelemetry, ResultRow};
+use crate::record::rows::ResultRow;
+use crate::record::run_info::GpuTelemetry;
 
 /// The recordings of a point's repetitions, and the processes that they can be about. A cell that
 /// is timed in two passes is two processes.

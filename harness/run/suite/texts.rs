@@ -7,9 +7,9 @@ use crate::data::protocol::{Join, Protocol};
 use crate::data::{self, Dataset, Kind};
 use crate::hash::sha256;
 use crate::model::config::Config;
-use crate::model::tokenizer::Tokenizer;
-use crate::report::record::{ProtocolText, TextInfo};
-use crate::report::warning::Warning;
+use crate::record::run_info::{ProtocolText, TextInfo};
+use crate::record::warning::Warning;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// All texts of a run.

@@ -11,7 +11,7 @@ use super::Suite;
 use super::cell::Step;
 use super::pieces::Teller;
 use crate::hash::sha256_of_file;
-use crate::report::record::Status;
+use crate::record::rows::Status;
 use crate::{Error, Result, quant};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

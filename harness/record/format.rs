@@ -198,3 +198,8 @@ pub fn shortened(text: &str, most: usize) -> String {
     short.extend(&chars[chars.len() - tail..]);
     short
 }
+
+/// Text on one line, for cells and sentences.
+pub fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -3,10 +3,10 @@
 //! A file is written beside its destination and then renamed, so a reader never meets half a
 //! table. Column names and their order come from the row structs alone.
 
-use super::record::{
-    ChoiceRow, METRICS_VERSION, PairRow, QualityRow, ResultRow, RunInfo, SampleRow, SpeedPairRow,
-    WindowRow,
+use crate::record::rows::{
+    ChoiceRow, PairRow, QualityRow, ResultRow, SampleRow, SpeedPairRow, WindowRow,
 };
+use crate::record::run_info::{METRICS_VERSION, RunInfo};
 use crate::{Error, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::path::Path;
@@ -181,7 +181,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// A name in the same folder (a rename across file systems is a copy), with the same extension
 /// (the PNG encoder chooses by it).
-pub(super) fn beside(path: &Path) -> std::path::PathBuf {
+pub fn beside(path: &Path) -> std::path::PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{}.{name}", std::process::id()))
 }
@@ -247,4 +247,18 @@ fn column_of<'a>(
         }
     };
     Some((index + 1, header.get(index)?))
+}
+
+/// Removes the rendered pages of an earlier run, which would contradict the rows to come.
+pub fn clear(dir: &Path) -> Result<()> {
+    for name in ["index.html", "report.md"] {
+        let path = dir.join(name);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(path, e, "choose another folder with --out"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }

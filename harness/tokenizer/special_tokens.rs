@@ -3,7 +3,7 @@
 //! What a tokenizer puts around texts is decided by its definition alone; what begins and ends
 //! texts where somebody else puts it there is only said here.
 
-use super::weights::Gguf;
+use crate::formats::gguf::Gguf;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::Path;

@@ -1,16 +1,8 @@
-//! Means, standard errors and paired bootstrap intervals over windows.
-//!
-//! Of repetitions: [`super::medians`].
-
-pub use super::medians::{median_interval, median_ratio};
+//! Means of NLL over windows, their standard errors, and paired differences.
 
 use super::quality::WindowScore;
-use rand::{RngCore, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
-
-/// Resamples behind every interval.
-pub const RESAMPLES: usize = 10_000;
+use crate::stats::bootstrap::{PairedWindow, mean_delta, resampled_means};
+use crate::stats::quantiles::quantile;
 
 /// Mean NLL under the windows' protocol: per scored token, but where the protocol weighs
 /// otherwise. `None` without a finite token.
@@ -78,90 +70,10 @@ pub fn paired_difference(
     })
 }
 
-/// One window as two models scored it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PairedWindow {
-    /// The second's sum minus the first's.
-    pub delta_nats: f64,
-    /// What the sum counts in the mean.
-    pub weight: f64,
-}
-
-/// Weighted mean difference; `None` without weight.
-pub fn mean_delta(windows: &[PairedWindow]) -> Option<f64> {
-    let weight: f64 = windows.iter().map(|w| w.weight).sum();
-    let delta: f64 = windows.iter().map(|w| w.delta_nats).sum();
-    (weight > 0.0).then(|| delta / weight)
-}
-
-/// [`mean_delta`] of [`RESAMPLES`] resamples, ascending: a bootstrap over blocks of
-/// `block_windows` consecutive windows (1 where they are disjoint; the last block is joined to the
-/// first), the same for the same seed whatever the number of threads.
-///
-/// `None` with fewer than two blocks of windows that have weight.
-pub fn resampled_means(
-    windows: &[PairedWindow],
-    block_windows: usize,
-    seed: u64,
-) -> Option<Vec<f64>> {
-    let windows: Vec<PairedWindow> = windows.iter().filter(|w| w.weight > 0.0).copied().collect();
-    let (n, block) = (windows.len(), block_windows.max(1));
-    if n < 2 * block {
-        return None;
-    }
-    let mut means: Vec<f64> = (0..RESAMPLES as u64)
-        .into_par_iter()
-        .map(|resample| {
-            // One stream per resample, so that the split over threads does not matter.
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            rng.set_stream(resample);
-            let (mut delta, mut weight) = (0.0, 0.0);
-            for drawn in (0..n).step_by(block) {
-                let start = ((u64::from(rng.next_u32()) * n as u64) >> 32) as usize;
-                // As many windows in all as there are.
-                for i in start..start + block.min(n - drawn) {
-                    delta += windows[i % n].delta_nats;
-                    weight += windows[i % n].weight;
-                }
-            }
-            delta / weight
-        })
-        .collect();
-    means.sort_by(f64::total_cmp);
-    Some(means)
-}
-
-/// Quantile of sorted values, linear between neighbours.
-pub fn quantile(sorted: &[f64], q: f64) -> f64 {
-    let at = q * (sorted.len() - 1) as f64;
-    let (low, high) = (at.floor() as usize, at.ceil() as usize);
-    sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64)
-}
-
-/// Median; `None` of nothing.
-pub fn median(values: &[f64]) -> Option<f64> {
-    if values.is_empty() {
-        return None;
-    }
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    Some(quantile(&sorted, 0.5))
-}
-
-/// Sample standard deviation (n − 1); `None` for fewer than two values.
-pub fn standard_deviation(values: &[f64]) -> Option<f64> {
-    if values.len() < 2 {
-        return None;
-    }
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let squares: f64 = values.iter().map(|x| (x - mean).powi(2)).sum();
-    Some((squares / (n - 1.0)).sqrt())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::quantiles::standard_deviation;
 
     fn scores(nlls: &[f64]) -> Vec<WindowScore> {
         nlls.iter()
@@ -271,14 +183,5 @@ mod tests {
             .build()
             .unwrap();
         assert_eq!(one.install(|| width(4)), width(4));
-    }
-
-    #[test]
-    fn medians() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
-        assert_eq!(median(&[]), None);
-        assert_eq!(standard_deviation(&[1.0]), None);
-        assert_eq!(standard_deviation(&[1.0, 3.0]), Some(2f64.sqrt()));
     }
 }

@@ -11,11 +11,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::config::Config;
-use super::special_tokens::Declared;
-use super::weights::{EMBEDDED_TOKENIZER, EMBEDDED_TOKENIZER_CONFIG, Gguf, Kind};
+mod special_tokens;
+
+use crate::formats::Kind;
+use crate::formats::embedded;
+use crate::formats::gguf::Gguf;
 use crate::hash::sha256;
+use crate::model::config::Config;
 use crate::{Error, Result, hub};
+use special_tokens::Declared;
 
 const OWN_FILE: &str = "Pass the model's tokenizer.json with --tokenizer FILE.";
 
@@ -61,9 +65,9 @@ impl Tokenizer {
             (Some(file), _) => file.to_path_buf(),
             (None, None) => {
                 let path = PathBuf::from("datasets/embedded-model/tokenizer.json");
-                let mut tokenizer = Tokenizer::new(path, EMBEDDED_TOKENIZER.as_bytes())?;
+                let mut tokenizer = Tokenizer::new(path, embedded::TOKENIZER.as_bytes())?;
                 let config: Value =
-                    serde_json::from_str(EMBEDDED_TOKENIZER_CONFIG).unwrap_or_default();
+                    serde_json::from_str(embedded::TOKENIZER_CONFIG).unwrap_or_default();
                 tokenizer.declared =
                     Declared::in_tokenizer_config(&config, &|t| tokenizer.inner.token_to_id(t));
                 return Ok(tokenizer);

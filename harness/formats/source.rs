@@ -4,30 +4,19 @@
 //! [`open`] looks at content, never at a file's name. A source that opens has every tensor that
 //! the decoder reads, in the right shape, and none that the decoder would ignore.
 
-mod embedded;
-mod gguf;
-mod safetensors;
-
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use half::{bf16, f16};
 
-use super::assembly::{EMBEDDING, HEAD};
-use super::config::Config;
-use super::{drawn, synthetic};
 use crate::error::TensorFault;
+use crate::model::config::Config;
+use crate::model::layout::{EMBEDDING, HEAD, layout};
 use crate::packed::random::Untrained;
 use crate::{Error, Result, hub};
-
-pub(crate) use embedded::{
-    TOKENIZER as EMBEDDED_TOKENIZER, TOKENIZER_CONFIG as EMBEDDED_TOKENIZER_CONFIG,
-};
-pub(crate) use gguf::Gguf;
 
 /// Makes a tensor of random content from a seed, for the CPU: as [`random::on_cpu`] or, with the
 /// same bytes, [`random::through_gpu`].
@@ -75,105 +64,9 @@ pub trait WeightSource: Send + Sync {
     fn warnings(&self) -> Vec<String>;
 }
 
-/// Opens a model: `None` is the embedded one, `synthetic:ID` a shape without weights,
-/// `synthetic-fp16:ID` a shape with weights that are drawn, `hub:OWNER/NAME` a repository of the
-/// Hugging Face hub, a folder is Hugging Face's layout, a file must begin with GGUF's magic bytes.
-pub fn open(model: Option<&Path>) -> Result<Box<dyn WeightSource>> {
-    let Some(path) = model else {
-        return Ok(Box::new(embedded::open()?));
-    };
-    if let Some(shape) = synthetic::named(path) {
-        return Ok(Box::new(shape?));
-    }
-    if let Some(source) = drawn::named(path) {
-        return Ok(Box::new(source?));
-    }
-    let path = &hub::model(path)?;
-    match Kind::of(path)? {
-        Kind::Folder => Ok(Box::new(safetensors::open(path)?)),
-        Kind::Gguf => Ok(Box::new(gguf::open(path)?)),
-    }
-}
-
-/// What a model path holds, judged by content.
-pub(crate) enum Kind {
-    Folder,
-    Gguf,
-}
-
-impl Kind {
-    pub(crate) fn of(path: &Path) -> Result<Kind> {
-        const WAYS: &str = "Pass a Hugging Face folder (config.json and *.safetensors) or a GGUF \
-                            file, or leave the model out to use the embedded one.";
-        let about = std::fs::metadata(path).map_err(|e| Error::io(path, e, WAYS))?;
-        if about.is_dir() {
-            return Ok(Kind::Folder);
-        }
-        let mut start = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(4).read_to_end(&mut start))
-            .map_err(|e| Error::io(path, e, WAYS))?;
-        if start == gguf::MAGIC {
-            return Ok(Kind::Gguf);
-        }
-        Err(match path.extension().and_then(|e| e.to_str()) {
-            Some("safetensors") => Error::file(
-                path,
-                "one safetensors file does not describe a model",
-                "Pass the folder that holds it together with config.json.",
-            ),
-            _ => Error::file(path, "neither a folder nor a GGUF file", WAYS),
-        })
-    }
-}
-
-/// The name and shape of every tensor that a decoder of this shape reads.
-pub fn layout(config: &Config) -> BTreeMap<String, Vec<usize>> {
-    let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-    let q = config.heads * config.head_dim;
-    let kv = config.kv_heads * config.head_dim;
-    let mut tensors = BTreeMap::new();
-    let mut add = |name: String, shape: &[usize]| {
-        tensors.insert(name, shape.to_vec());
-    };
-    add(EMBEDDING.into(), &[config.vocab_size, hidden]);
-    add("model.norm.weight".into(), &[hidden]);
-    if !config.tied_head {
-        add(HEAD.into(), &[config.vocab_size, hidden]);
-    }
-    for layer in 0..config.layers {
-        let prefix = format!("model.layers.{layer}");
-        for norm in ["input_layernorm", "post_attention_layernorm"] {
-            add(format!("{prefix}.{norm}.weight"), &[hidden]);
-        }
-        for (linear, rows, columns) in [
-            ("self_attn.q_proj", q, hidden),
-            ("self_attn.k_proj", kv, hidden),
-            ("self_attn.v_proj", kv, hidden),
-            ("self_attn.o_proj", hidden, q),
-            ("mlp.gate_proj", wide, hidden),
-            ("mlp.up_proj", wide, hidden),
-            ("mlp.down_proj", hidden, wide),
-        ] {
-            add(format!("{prefix}.{linear}.weight"), &[rows, columns]);
-        }
-        if config.qkv_bias {
-            for (linear, rows) in [("q_proj", q), ("k_proj", kv), ("v_proj", kv)] {
-                add(format!("{prefix}.self_attn.{linear}.bias"), &[rows]);
-            }
-        }
-    }
-    tensors
-}
-
-/// Whether the tensor is a linear of a decoder block: what quantization acts on.
-fn is_body_linear(name: &str) -> bool {
-    name.starts_with("model.layers.") && name.ends_with("_proj.weight")
-}
-
 /// Refuses a checkpoint that lacks a tensor of the decoder, has one in another shape, or has one
 /// that the decoder would silently ignore. `found` gives file and shape by Hugging Face name.
-fn check_layout<'a>(
+pub(crate) fn check_layout<'a>(
     path: &Path,
     config: &Config,
     found: &BTreeMap<&'a str, (&'a Path, &'a [usize])>,
@@ -219,7 +112,12 @@ fn check_layout<'a>(
     Ok(())
 }
 
-fn check_shape(path: &Path, name: &str, expected: &[usize], found: &[usize]) -> Result<()> {
+pub(crate) fn check_shape(
+    path: &Path,
+    name: &str,
+    expected: &[usize],
+    found: &[usize],
+) -> Result<()> {
     if expected == found {
         return Ok(());
     }
@@ -247,7 +145,7 @@ pub(crate) fn untied(path: &Path, found: String) -> Error {
     })
 }
 
-fn missing(path: &Path, name: &str, expected: &[usize]) -> Error {
+pub(crate) fn missing(path: &Path, name: &str, expected: &[usize]) -> Error {
     Error::from(TensorFault {
         path: path.to_path_buf(),
         tensor: name.to_string(),
@@ -260,13 +158,13 @@ fn missing(path: &Path, name: &str, expected: &[usize]) -> Error {
 /// A weight file's content: mapped from disk, or compiled in.
 ///
 /// A mapped file must not be shortened while it is read; that ends the process (SIGBUS).
-enum Bytes {
+pub(crate) enum Bytes {
     Mapped(memmap2::Mmap),
     Static(&'static [u8]),
 }
 
 impl Bytes {
-    fn map(path: &Path) -> Result<Bytes> {
+    pub(crate) fn map(path: &Path) -> Result<Bytes> {
         let next = "Check the path and its permissions.";
         let file = File::open(path).map_err(|e| Error::io(path, e, next))?;
         let length = file.metadata().map_err(|e| Error::io(path, e, next))?.len();
@@ -292,14 +190,14 @@ impl Deref for Bytes {
 
 /// The float types that both file formats store, little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Float {
+pub(crate) enum Float {
     F32,
     F16,
     BF16,
 }
 
 impl Float {
-    fn size(self) -> usize {
+    pub(crate) fn size(self) -> usize {
         match self {
             Float::F32 => 4,
             Float::F16 | Float::BF16 => 2,
@@ -307,7 +205,7 @@ impl Float {
     }
 
     /// Widens to F32, which is exact for every value.
-    fn to_f32(self, bytes: &[u8]) -> Vec<f32> {
+    pub(crate) fn to_f32(self, bytes: &[u8]) -> Vec<f32> {
         match self {
             Float::F32 => bytes
                 .as_chunks::<4>()
@@ -332,7 +230,7 @@ impl Float {
 }
 
 /// Display name: the last component of the path, links and `..` resolved.
-fn display_name(path: &Path, stem: bool) -> String {
+pub(crate) fn display_name(path: &Path, stem: bool) -> String {
     let full: PathBuf = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     if let Some(name) = hub::model_name(&full) {
         return name;

@@ -8,11 +8,12 @@
 //! (a sixth of them more than twofold from the middle). Biases are zero. A tensor depends on its
 //! name alone: the same bytes in every run, made on the CPU or on a GPU.
 
-use super::config::Config;
-use super::synthetic;
-use super::weights::{Make, WeightSource, layout};
+use super::shapes;
+use super::source::{Make, WeightSource};
 use crate::error::TensorFault;
 use crate::hash::sha256;
+use crate::model::config::Config;
+use crate::model::layout::layout;
 use crate::packed::random::{self, Content, Untrained};
 use crate::{Error, Result};
 use candle_core::DType;
@@ -44,7 +45,7 @@ impl Drawn {
 /// The source that `synthetic-fp16:ID` names; `None` for any other model.
 pub fn named(model: &Path) -> Option<Result<Drawn>> {
     let id = model.to_str()?.strip_prefix(DRAWN)?.strip_prefix(':')?;
-    let shape = synthetic::shape(id);
+    let shape = shapes::shape(id);
     Some(shape.map(|shape| Drawn::new(&shape.id, &shape.model, shape.config)))
 }
 

@@ -6,7 +6,8 @@
 //! these values, and the percentiles of such a handful of numbers cover less than they say. From
 //! [`MOST_EXACT`] values on the two agree, and the percentile bootstrap is used.
 
-use super::stats::{RESAMPLES, median, quantile};
+use crate::stats::bootstrap::RESAMPLES;
+use crate::stats::quantiles::{median, quantile};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;

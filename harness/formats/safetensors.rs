@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{
-    Bytes, Float, WeightSource, check_layout, check_shape, display_name, is_body_linear, missing,
-    untied,
+use super::source::{
+    Bytes, Float, WeightSource, check_layout, check_shape, display_name, missing, untied,
 };
 use crate::error::TensorFault;
 use crate::hash::sha256;
-use crate::model::assembly::{EMBEDDING, HEAD};
 use crate::model::config::{Config, already_quantized};
+use crate::model::layout::{EMBEDDING, HEAD, is_body_linear};
 use crate::{Error, Result};
 
 /// Weights in safetensors files, of a folder or compiled in.

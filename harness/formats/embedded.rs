@@ -2,19 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Bytes;
 use super::safetensors::SafetensorsSource;
+use super::source::Bytes;
 use crate::Result;
 
-const CONFIG: &str = include_str!("../../../datasets/embedded-model/config.json");
-const WEIGHTS: &[u8] = include_bytes!("../../../datasets/embedded-model/model.safetensors");
+const CONFIG: &str = include_str!("../../datasets/embedded-model/config.json");
+const WEIGHTS: &[u8] = include_bytes!("../../datasets/embedded-model/model.safetensors");
 
 /// Its `tokenizer.json`.
-pub(crate) const TOKENIZER: &str = include_str!("../../../datasets/embedded-model/tokenizer.json");
+pub(crate) const TOKENIZER: &str = include_str!("../../datasets/embedded-model/tokenizer.json");
 
 /// Its `tokenizer_config.json`.
 pub(crate) const TOKENIZER_CONFIG: &str =
-    include_str!("../../../datasets/embedded-model/tokenizer_config.json");
+    include_str!("../../datasets/embedded-model/tokenizer_config.json");
 
 /// Opens it; the folder in errors is the one in the repository that it was compiled from.
 pub(super) fn open() -> Result<SafetensorsSource> {
