@@ -1,6 +1,6 @@
 //! Which device a person asks for, and opening it.
 
-use super::Driver;
+use super::driver::Driver;
 use crate::{Error, Result};
 use std::fmt;
 use std::str::FromStr;

@@ -7,7 +7,7 @@
 //! `cublasLtMatmul`, "TN format"). An operand that is stored as its transpose flips its own sign:
 //! `w` is then not transposed, `x` is.
 
-use super::{Gemm, GemmKind};
+use super::driver::{Gemm, GemmKind};
 use crate::{Error, Result};
 
 /// A column-major matrix: the element of row `i` and column `j` is at `i + j * leading`.

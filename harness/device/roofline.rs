@@ -3,7 +3,7 @@
 //!
 //! Everything works on random data: products of zeros draw less power and run faster.
 
-use super::{Args, Driver, Gemm, GemmKind, Launch};
+use super::driver::{Args, Driver, Gemm, GemmKind, Launch};
 use crate::{Error, Result};
 use candle_core::{DType, Shape, Tensor};
 use rand::RngCore;

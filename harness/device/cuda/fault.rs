@@ -1,8 +1,8 @@
 //! What the driver and its libraries report, in words.
 
-use super::driver::{DriverError, sys::CUresult};
 use crate::Error;
 use candle_core::cuda_backend::CudaError;
+use candle_core::cuda_backend::cudarc::driver::{DriverError, sys::CUresult};
 use candle_core::cuda_backend::cudarc::{cublas, cublaslt, curand};
 use std::fmt::Display;
 

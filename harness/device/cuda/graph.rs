@@ -1,10 +1,10 @@
 //! CUDA graphs: what a body launches, recorded once.
 
-use super::driver::{CudaGraph, CudaStream, DriverError, sys};
 use super::fault::fault;
 use super::kernels::Kernels;
-use crate::device::Graph;
+use crate::device::driver::Graph;
 use crate::{Error, Result};
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, DriverError, sys};
 use std::sync::Arc;
 
 /// A recorded graph. It holds on to the kernels' code; the memory that it works on is the caller's.

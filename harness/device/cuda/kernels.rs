@@ -1,10 +1,10 @@
 //! The kernels that the build compiled, loaded onto a device.
 
-use super::driver::{CudaContext, DriverError, result, sys};
 use super::fault::fault;
+use crate::device::driver::{Args, DeviceInfo};
 use crate::device::requirements::{Build, Code, Version};
-use crate::device::{Args, DeviceInfo};
 use crate::{Error, Result};
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError, result, sys};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int};
 use std::sync::Arc;

@@ -1,10 +1,9 @@
 //! Matrix products of the vendor's library, cuBLASLt: it takes every type that [`GemmKind`] names,
 //! and its workspace with each call, so nothing is allocated behind our back.
 
-use super::driver::{CudaStream, sys::CUdeviceptr};
 use super::fault::{Status, told};
+use crate::device::driver::{Gemm, GemmKind};
 use crate::device::gemm::{ColumnMajor, Layout};
-use crate::device::{Gemm, GemmKind};
 use crate::lock::lock;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -13,6 +12,7 @@ use candle_core::cuda_backend::cudarc::cublaslt::{
     result::{self, CublasError},
     sys,
 };
+use candle_core::cuda_backend::cudarc::driver::{CudaStream, sys::CUdeviceptr};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;

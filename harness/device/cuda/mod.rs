@@ -15,8 +15,8 @@ mod library;
 mod pool;
 mod upload;
 
+use super::driver::{Args, DeviceInfo, Driver, Gemm, Graph, Launch, PoolUsage};
 use super::requirements::version_of;
-use super::{Args, DeviceInfo, Driver, Gemm, Graph, Launch, PoolUsage};
 use crate::error::Shortage;
 use crate::lock::lock;
 use crate::{Error, Result};

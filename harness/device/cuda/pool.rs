@@ -6,8 +6,8 @@
 //! neither, only in what the device has less of. A high-water mark falls back to what is in use when
 //! zero is written.
 
-use super::driver::{CudaContext, DriverError, result, sys};
-use crate::device::PoolUsage;
+use crate::device::driver::PoolUsage;
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError, result, sys};
 use sys::CUgraphMem_attribute_enum::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH as GRAPH_HIGH;
 use sys::CUmemPool_attribute_enum::*;
 

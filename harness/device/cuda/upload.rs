@@ -2,7 +2,7 @@
 //! its way, the other is filled. Copying from pageable memory directly would have the driver do the
 //! same behind our back, one piece at a time and waiting for each.
 
-use super::driver::{
+use candle_core::cuda_backend::cudarc::driver::{
     CudaContext, CudaEvent, CudaStream, DriverError, PinnedHostSlice, result, sys,
 };
 use std::sync::Arc;

@@ -3,8 +3,7 @@
 // Each function is one or a few instructions whose requirements are those of `Isa` itself.
 #![allow(unsafe_op_in_unsafe_fn)]
 
-use super::int8_dot::Dot;
-use super::isa::{Isa, word};
+use super::isa::{Dot, Isa, word};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]

@@ -84,3 +84,41 @@ pub unsafe fn word<const BITS: usize>(p: *const u8) -> u32 {
         }
     }
 }
+
+/// What the kernel needs of an instruction set.
+///
+/// # Safety
+/// As for [`Isa`]: the CPU has the instructions, and pointers are valid for the
+/// codes that the comments name.
+pub trait Dot: Copy + 'static {
+    /// Codes in a vector: a divisor of 64.
+    const CODES: usize;
+    /// Rows of `x` whose sums are kept in registers, beside 4 weight rows; at most 6.
+    const INPUTS: usize;
+    /// What a loaded weight exceeds its code by.
+    const OFFSET: i32 = 0;
+    /// I32 sums.
+    type Sums: Copy;
+    type Weights: Copy;
+    type Inputs: Copy;
+
+    unsafe fn zero() -> Self::Sums;
+    /// `CODES` weights.
+    unsafe fn weights(p: *const u8) -> Self::Weights;
+    /// The `count < CODES` weights from `p` on, whatever in the lanes behind them.
+    #[inline(always)]
+    unsafe fn weights_first(p: *const u8, count: usize) -> Self::Weights {
+        let mut padded = [0; 64];
+        // SAFETY: `count` codes are valid, and `padded` holds a vector.
+        unsafe {
+            padded.as_mut_ptr().copy_from_nonoverlapping(p, count);
+            Self::weights(padded.as_ptr())
+        }
+    }
+    /// `CODES` inputs.
+    unsafe fn inputs(p: *const i8) -> Self::Inputs;
+    /// `sums + weights · inputs`, each product in one of the lanes.
+    unsafe fn add_products(s: Self::Sums, w: Self::Weights, x: Self::Inputs) -> Self::Sums;
+    /// The sum of the lanes of each vector.
+    unsafe fn totals(v: [Self::Sums; 4]) -> [i32; 4];
+}

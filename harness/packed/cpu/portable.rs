@@ -4,8 +4,7 @@
 // Element-wise loops over two arrays read best with an index.
 #![allow(clippy::needless_range_loop)]
 
-use super::int8_dot::Dot;
-use super::isa::{Isa, word};
+use super::isa::{Dot, Isa, word};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]

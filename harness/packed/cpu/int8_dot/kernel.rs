@@ -3,8 +3,9 @@
 // As in the F32 kernels: counted loops over arrays of constant size become registers.
 #![allow(clippy::needless_range_loop, clippy::manual_memcpy)]
 
-use super::{Inputs, Row, Weights};
+use super::operands::{Inputs, Row, Weights};
 use crate::packed::activations;
+use crate::packed::cpu::isa::Dot;
 use std::ops::Range;
 
 /// Weight rows in a register block.
@@ -15,44 +16,6 @@ pub const TASK_ROWS: usize = 256;
 
 /// How far ahead weights are asked for, as in the fused F32 kernel.
 const PREFETCH: usize = 8 << 10;
-
-/// What the kernel needs of an instruction set.
-///
-/// # Safety
-/// As for [`Isa`](super::super::isa::Isa): the CPU has the instructions, and pointers are valid for the
-/// codes that the comments name.
-pub trait Dot: Copy + 'static {
-    /// Codes in a vector: a divisor of 64.
-    const CODES: usize;
-    /// Rows of `x` whose sums are kept in registers, beside 4 weight rows; at most 6.
-    const INPUTS: usize;
-    /// What a loaded weight exceeds its code by.
-    const OFFSET: i32 = 0;
-    /// I32 sums.
-    type Sums: Copy;
-    type Weights: Copy;
-    type Inputs: Copy;
-
-    unsafe fn zero() -> Self::Sums;
-    /// `CODES` weights.
-    unsafe fn weights(p: *const u8) -> Self::Weights;
-    /// The `count < CODES` weights from `p` on, whatever in the lanes behind them.
-    #[inline(always)]
-    unsafe fn weights_first(p: *const u8, count: usize) -> Self::Weights {
-        let mut padded = [0; 64];
-        // SAFETY: `count` codes are valid, and `padded` holds a vector.
-        unsafe {
-            padded.as_mut_ptr().copy_from_nonoverlapping(p, count);
-            Self::weights(padded.as_ptr())
-        }
-    }
-    /// `CODES` inputs.
-    unsafe fn inputs(p: *const i8) -> Self::Inputs;
-    /// `sums + weights · inputs`, each product in one of the lanes.
-    unsafe fn add_products(s: Self::Sums, w: Self::Weights, x: Self::Inputs) -> Self::Sums;
-    /// The sum of the lanes of each vector.
-    unsafe fn totals(v: [Self::Sums; 4]) -> [i32; 4];
-}
 
 /// Where a kernel reads and writes: `y` is `[rows, n_out]`, `rows` the first ones of `inputs`.
 #[derive(Clone, Copy)]

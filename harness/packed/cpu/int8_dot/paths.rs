@@ -2,8 +2,8 @@
 
 use super::super::Path;
 use super::super::portable::Portable;
-use super::Row;
 use super::kernel::{self, Product};
+use super::operands::Row;
 use std::ops::Range;
 
 /// Which instructions run.
