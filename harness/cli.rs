@@ -8,7 +8,7 @@ use self::suite::Part;
 use crate::data;
 use crate::error::{Error, Result};
 use crate::formats::shapes;
-use crate::model::kv_cache::KV_PRECISIONS;
+use crate::model::kv_cache::KV_FORMATS;
 use crate::packed::gpu::Choice;
 use crate::record::Tables;
 use crate::report::{self, Rendered};
@@ -117,7 +117,7 @@ struct RunArgs {
     #[arg(long, conflicts_with = "reference")]
     no_reference: bool,
     /// Precisions of the KV cache, comma-separated: fp16, fp32
-    #[arg(long, value_delimiter = ',', default_value = KV_PRECISIONS[0].id, value_name = "IDS")]
+    #[arg(long, value_delimiter = ',', default_value = KV_FORMATS[0].id(), value_name = "IDS")]
     kv: Vec<String>,
     /// Evaluation texts: names, manifests, text, JSONL or Parquet files (FILE#FIELD),
     /// comma-separated [default: all embedded]
@@ -657,9 +657,9 @@ fn list(what: Option<Listed>) -> Result<i32> {
         sections.push(("Protocols", rows));
     }
     if wanted(Listed::Kv) {
-        let rows = KV_PRECISIONS
+        let rows = KV_FORMATS
             .iter()
-            .map(|k| (k.id.into(), "KV cache kept at this precision".into()))
+            .map(|k| (k.id().into(), "KV cache kept at this precision".into()))
             .collect();
         sections.push(("KV caches", rows));
     }

@@ -44,11 +44,11 @@ impl Cost {
             decoder.embedding.bytes()
         };
         let (vocab, hidden) = decoder.head.shape();
-        let kv_size = 2 * config.layers * config.kv_heads * config.head_dim;
+        let kv_bytes = kv.position_bytes(config.kv_heads, config.head_dim);
         Cost {
             step_weight_bytes: (decoder.body_bytes() + decoder.embedding_bytes() - looked_up)
                 as u64,
-            kv_position_bytes: (kv_size * kv.dtype.size_in_bytes()) as u64,
+            kv_position_bytes: (config.layers * kv_bytes) as u64,
             body_weights: decoder.body_weights() as u64,
             head_weights: (vocab * hidden) as u64,
             query_size: (config.layers * config.heads * config.head_dim) as u64,

@@ -1,21 +1,35 @@
 //! Causal attention over the KV cache.
 
+use super::kv_cache::LayerCache;
+use super::kv_cache::format::KvFormat;
 use super::simd::{Level, contiguous, exp, fma};
 use crate::memory::{self, Part};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, bail};
-use half::f16;
-use half::slice::HalfFloatSliceExt;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-/// Causal attention with grouped queries over a cache that holds F16 or F32.
+/// Causal attention with grouped queries over a cache in whatever format.
 ///
-/// `q` is `[batch, tokens, heads, head_dim]` F32, its first token at `position`; `k` and `v` are
-/// `[batch, capacity, kv_heads, head_dim]`; the result has the shape of `q`. Softmax is online
-/// (arXiv 2205.14135), so scores take memory per tile, not per context.
-pub struct Attention {
-    pub position: usize,
-    /// Factor on the scores, `1 / sqrt(head_dim)`.
-    pub scale: f32,
+/// `q` is `[batch, tokens, heads, head_dim]` F32, its first token at `position`; the cache holds
+/// `[batch, capacity, kv_heads, head_dim]`; `scale` multiplies the scores, `1 / sqrt(head_dim)`.
+/// The result has the shape of `q`. Softmax is online (arXiv 2205.14135), so scores take memory per
+/// tile, not per context.
+pub fn attend(
+    q: &Tensor,
+    cache: &LayerCache,
+    position: usize,
+    scale: f32,
+) -> crate::Result<Tensor> {
+    Ok(q.apply_op1_no_bwd(&Attention {
+        cache,
+        position,
+        scale,
+    })?)
+}
+
+struct Attention<'a> {
+    cache: &'a LayerCache,
+    position: usize,
+    scale: f32,
 }
 
 /// Keys handled at a time.
@@ -25,23 +39,11 @@ const QUERIES: usize = 16;
 /// Scores or output channels accumulated in registers.
 const CHANNELS: usize = 32;
 
-/// What a cache holds.
-trait Element: Sync {
-    fn to_f32(from: &[Self], to: &mut [f32])
-    where
-        Self: Sized;
-}
-
-impl Element for f32 {
-    fn to_f32(from: &[f32], to: &mut [f32]) {
-        to.copy_from_slice(from);
-    }
-}
-
-impl Element for f16 {
-    fn to_f32(from: &[f16], to: &mut [f32]) {
-        from.convert_to_f32_slice(to);
-    }
+/// Keys or values as they are stored, read row by row.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    format: &'static dyn KvFormat,
+    stored: &'a CpuStorage,
 }
 
 /// Sizes and strides of one call.
@@ -58,18 +60,18 @@ struct Dims {
 }
 
 /// The piece of work of one thread at a time: one sequence, one KV head, up to [`QUERIES`] tokens.
-struct Tile<'a, T> {
+struct Tile<'a> {
     dims: Dims,
     sequence: usize,
     kv_head: usize,
     first_token: usize,
     tokens: usize,
     q: &'a [f32],
-    k: &'a [T],
-    v: &'a [T],
+    k: Rows<'a>,
+    v: Rows<'a>,
 }
 
-impl<T: Element> Tile<'_, T> {
+impl Tile<'_> {
     /// Rows `[tokens, group, head_dim]` of the result.
     #[inline(always)]
     fn compute<const FMA: bool>(&self) -> Vec<f32> {
@@ -90,13 +92,13 @@ impl<T: Element> Tile<'_, T> {
         for first_key in (0..end).step_by(KEYS) {
             let n = KEYS.min(end - first_key);
             for j in 0..n {
-                let at =
-                    ((self.sequence * d.capacity + first_key + j) * d.kv_heads + self.kv_head) * hd;
-                T::to_f32(&self.k[at..at + hd], &mut row_f32);
+                let row = (self.sequence * d.capacity + first_key + j) * d.kv_heads + self.kv_head;
+                self.k.format.load(self.k.stored, row, &mut row_f32);
                 for (c, x) in row_f32.iter().enumerate() {
                     keys_t[c * KEYS + j] = *x;
                 }
-                T::to_f32(&self.v[at..at + hd], &mut values[j * hd..(j + 1) * hd]);
+                let to = &mut values[j * hd..(j + 1) * hd];
+                self.v.format.load(self.v.stored, row, to);
             }
             for r in 0..rows {
                 let (token, member) = (self.first_token + r / group, r % group);
@@ -172,8 +174,8 @@ impl<T: Element> Tile<'_, T> {
     }
 }
 
-impl Attention {
-    fn run<T: Element>(&self, level: Level, dims: Dims, q: &[f32], k: &[T], v: &[T]) -> Vec<f32> {
+impl Attention<'_> {
+    fn run(&self, level: Level, dims: Dims, q: &[f32], k: Rows, v: Rows) -> Vec<f32> {
         let Dims {
             batch,
             tokens,
@@ -215,24 +217,17 @@ impl Attention {
     }
 }
 
-impl CustomOp3 for Attention {
+impl CustomOp1 for Attention<'_> {
     fn name(&self) -> &'static str {
         "attention"
     }
 
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        q_layout: &Layout,
-        k: &CpuStorage,
-        k_layout: &Layout,
-        v: &CpuStorage,
-        v_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, q: &CpuStorage, q_layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (k, v) = (&self.cache.k, &self.cache.v);
         let (batch, tokens, heads, head_dim) = q_layout.shape().dims4()?;
-        let (k_batch, capacity, kv_heads, k_dim) = k_layout.shape().dims4()?;
+        let (k_batch, capacity, kv_heads, k_dim) = k.codes.dims4()?;
         if (k_batch, k_dim) != (batch, head_dim)
-            || k_layout.shape() != v_layout.shape()
+            || k.codes.dims() != v.codes.dims()
             || kv_heads == 0
             || heads % kv_heads != 0
             || self.position + tokens > capacity
@@ -241,8 +236,8 @@ impl CustomOp3 for Attention {
                 "attention: q {:?} at {} does not fit k {:?}, v {:?}",
                 q_layout.shape(),
                 self.position,
-                k_layout.shape(),
-                v_layout.shape()
+                k.codes.shape(),
+                v.codes.shape()
             );
         }
         let dims = Dims {
@@ -257,23 +252,12 @@ impl CustomOp3 for Attention {
         };
         let level = Level::current()?;
         let q = contiguous::<f32>(q, q_layout)?;
-        let out = match (k, v) {
-            (CpuStorage::F16(_), CpuStorage::F16(_)) => self.run::<f16>(
-                level,
-                dims,
-                q,
-                contiguous(k, k_layout)?,
-                contiguous(v, v_layout)?,
-            ),
-            (CpuStorage::F32(_), CpuStorage::F32(_)) => self.run::<f32>(
-                level,
-                dims,
-                q,
-                contiguous(k, k_layout)?,
-                contiguous(v, v_layout)?,
-            ),
-            _ => bail!("attention: the KV cache must be F16 or F32"),
-        };
+        let out = k.with_rows(|keys| {
+            v.with_rows(|values| {
+                let rows = |format, stored| Rows { format, stored };
+                Ok(self.run(level, dims, q, rows(k.format, keys), rows(v.format, values)))
+            })
+        })?;
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
 }
@@ -293,15 +277,15 @@ fn reduce(values: &[f32; KEYS], f: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 impl Level {
-    fn attention_tile<T: Element>(self, tile: &Tile<T>) -> Vec<f32> {
+    fn attention_tile(self, tile: &Tile) -> Vec<f32> {
         #[cfg(target_arch = "x86_64")]
         {
             #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2<T: Element>(tile: &Tile<T>) -> Vec<f32> {
+            fn avx2(tile: &Tile) -> Vec<f32> {
                 tile.compute::<true>()
             }
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-            fn avx512<T: Element>(tile: &Tile<T>) -> Vec<f32> {
+            fn avx512(tile: &Tile) -> Vec<f32> {
                 tile.compute::<true>()
             }
             match self {
@@ -318,10 +302,19 @@ impl Level {
 
 #[cfg(test)]
 mod tests {
+    use super::super::kv_cache::format::Stored;
+    use super::super::kv_cache::{KV_FORMATS, KvPrecision};
     use super::super::simd::tests::on_every_path;
     use super::*;
     use crate::packed::cpu;
     use candle_core::{DType, Device, Tensor};
+
+    fn cache(format: &'static dyn KvFormat, k: &Tensor, v: &Tensor) -> LayerCache {
+        LayerCache {
+            k: Stored::new(format, k.clone()),
+            v: Stored::new(format, v.clone()),
+        }
+    }
 
     /// Attention as its definition says, in f64.
     fn reference(q: &Tensor, k: &Tensor, v: &Tensor, position: usize, scale: f64) -> Vec<f64> {
@@ -377,20 +370,16 @@ mod tests {
             (1, 70, 64, 3, 1, 100),
         ]) {
             cpu::force(Some(path)).unwrap();
-            for dtype in [DType::F16, DType::F32] {
+            for format in KV_FORMATS {
                 let capacity = position + tokens + 5;
                 let q = Tensor::randn(0f32, 1., (batch, tokens, heads, hd), &device).unwrap();
-                let kv = || {
-                    Tensor::randn(0f32, 1., (batch, capacity, kv_heads, hd), &device)
-                        .unwrap()
-                        .to_dtype(dtype)
-                        .unwrap()
-                };
+                let kv =
+                    || Tensor::randn(0f32, 1., (batch, capacity, kv_heads, hd), &device).unwrap();
                 let (k, v) = (kv(), kv());
                 let scale = 1.0 / (hd as f32).sqrt();
-                let op = Attention { position, scale };
-                let y: Vec<f32> = q
-                    .apply_op3_no_bwd(&k, &v, &op)
+                let [k, v] = [k, v].map(|rows| format.store(&rows).unwrap());
+                let cache = cache(*format, &k, &v);
+                let y: Vec<f32> = attend(&q, &cache, position, scale)
                     .unwrap()
                     .flatten_all()
                     .unwrap()
@@ -409,13 +398,10 @@ mod tests {
         let zeros = |dims: (usize, usize, usize, usize)| {
             Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap()
         };
-        let op = Attention {
-            position: 7,
-            scale: 1.0,
-        };
+        let format = KvPrecision::parse("fp32").unwrap().keys;
         let q = zeros((1, 2, 4, 8));
         for k in [(1, 8, 2, 8), (1, 20, 3, 8), (2, 20, 2, 8), (1, 20, 2, 16)] {
-            assert!(q.apply_op3_no_bwd(&zeros(k), &zeros(k), &op).is_err());
+            assert!(attend(&q, &cache(format, &zeros(k), &zeros(k)), 7, 1.0).is_err());
         }
     }
 }

@@ -123,7 +123,7 @@ impl Decoder {
             kv_heads: self.config.kv_heads,
             head_dim: self.config.head_dim,
         };
-        KvCache::new(shape, kv, self.kernels.as_ref())
+        Ok(KvCache::new(self.kernels.kv_cache(shape, kv)?, capacity))
     }
 
     /// Final hidden states (normalized) of `ids`, `[batch, tokens]` U32, appended to `cache`:

@@ -7,6 +7,7 @@
 
 use super::decoder::Linear;
 use super::kernels::{Kernels, Placing, Projected};
+use super::kv_cache::format::{KvFormat, Stored};
 use super::kv_cache::{KvPrecision, KvShape, LayerCache};
 use crate::device::{Args, Buffer, Claim, Gpu, Graph};
 use crate::lock::lock;
@@ -152,8 +153,8 @@ impl GpuKernels {
             ATTENTION_THREADS,
             Args::new()
                 .with(self.gpu.address(q)?)
-                .with(self.gpu.address(&cache.k)?)
-                .with(self.gpu.address(&cache.v)?)
+                .with(self.gpu.address(&cache.k.codes)?)
+                .with(self.gpu.address(&cache.v.codes)?)
                 .with(partial)
                 .with(self.gpu.address(self.position.tensor())?)
                 .with(s.batch as i32)
@@ -192,8 +193,8 @@ impl GpuKernels {
             ATTENTION_THREADS,
             Args::new()
                 .with(self.gpu.address(q)?)
-                .with(self.gpu.address(&cache.k)?)
-                .with(self.gpu.address(&cache.v)?)
+                .with(self.gpu.address(&cache.k.codes)?)
+                .with(self.gpu.address(&cache.v.codes)?)
                 .with(self.gpu.address(out)?)
                 .with(self.gpu.address(self.position.tensor())?)
                 .with(s.batch as i32)
@@ -224,8 +225,8 @@ impl GpuKernels {
                 .with(self.gpu.address(&qkv.v)?)
                 .with(self.gpu.address(&placing.rope.cos)?)
                 .with(self.gpu.address(&placing.rope.sin)?)
-                .with(self.gpu.address(&cache.k)?)
-                .with(self.gpu.address(&cache.v)?)
+                .with(self.gpu.address(&cache.k.codes)?)
+                .with(self.gpu.address(&cache.v.codes)?)
                 .with(self.gpu.address(self.position.tensor())?)
                 .with(s.batch as i32)
                 .with(s.tokens as i32)
@@ -257,25 +258,26 @@ struct AttentionShape {
 
 impl AttentionShape {
     fn new(q: &Tensor, cache: &LayerCache, placing: &Placing) -> Result<Self> {
-        let (_, capacity, kv_heads, head_dim) = cache.k.dims4()?;
+        let (_, capacity, kv_heads, head_dim) = cache.k.codes.dims4()?;
         if !HEAD_DIMS.contains(&head_dim) {
             return Err(Error::unsupported(
                 format!("attention heads of {head_dim} channels on a GPU"),
                 format!("sizes it has: {HEAD_DIMS:?}; use --device cpu"),
             ));
         }
-        let kv = match cache.k.dtype() {
-            DType::F16 => "kvf16",
-            DType::F32 => "kvf32",
-            other => {
-                return Err(Error::unsupported(
-                    format!("a KV cache of {} on a GPU", other.as_str()),
-                    "use --kv fp16 or fp32",
-                ));
-            }
-        };
+        let (kv, values) = (cache.k.format, cache.v.format);
+        if kv.id() != values.id() {
+            return Err(Error::unsupported(
+                format!(
+                    "keys in {} beside values in {} on a GPU",
+                    kv.id(),
+                    values.id()
+                ),
+                "store both alike, or use --device cpu",
+            ));
+        }
         Ok(AttentionShape {
-            kv,
+            kv: kv.kernel(),
             batch: placing.batch,
             tokens: placing.tokens,
             heads: q.dim(1)? / head_dim,
@@ -359,9 +361,17 @@ impl Kernels for GpuKernels {
 
     fn kv_cache(&self, shape: KvShape, precision: KvPrecision) -> Result<Vec<LayerCache>> {
         let dims = (shape.batch, shape.capacity, shape.kv_heads, shape.head_dim);
-        let buffer = || self.gpu.buffer(dims, precision.dtype, Part::KvCache);
+        let stored = |format: &'static dyn KvFormat| {
+            let buffer = self.gpu.buffer(dims, format.dtype(), Part::KvCache)?;
+            Ok::<_, Error>(Stored::in_buffer(format, buffer))
+        };
         (0..shape.layers)
-            .map(|_| Ok(LayerCache::of_buffers(buffer()?, buffer()?)))
+            .map(|_| {
+                Ok(LayerCache {
+                    k: stored(precision.keys)?,
+                    v: stored(precision.values)?,
+                })
+            })
             .collect()
     }
 

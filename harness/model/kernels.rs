@@ -1,8 +1,9 @@
 //! The steps of a decoder on a device: what [`super::decoder`] is written over, besides the
 //! packed products. [`CpuKernels`] is here, [`super::gpu::GpuKernels`] beside it.
 
-use super::attention::Attention;
+use super::attention::attend;
 use super::decoder::{Linear, with_f32};
+use super::kv_cache::format::{KvFormat, Stored};
 use super::kv_cache::{KvPrecision, KvShape, LayerCache};
 use super::rope::Rope;
 use super::swiglu::SwiGlu;
@@ -165,9 +166,17 @@ impl Kernels for CpuKernels {
     fn kv_cache(&self, shape: KvShape, precision: KvPrecision) -> Result<Vec<LayerCache>> {
         let dims = (shape.batch, shape.capacity, shape.kv_heads, shape.head_dim);
         memory::scope(Part::KvCache, || {
-            let zeros = || Tensor::zeros(dims, precision.dtype, &Device::Cpu);
+            let stored = |format: &'static dyn KvFormat| {
+                let zeros = Tensor::zeros(dims, format.dtype(), &Device::Cpu)?;
+                Ok::<_, crate::Error>(Stored::new(format, zeros))
+            };
             (0..shape.layers)
-                .map(|_| Ok(LayerCache::new(zeros()?, zeros()?)))
+                .map(|_| {
+                    Ok(LayerCache {
+                        k: stored(precision.keys)?,
+                        v: stored(precision.values)?,
+                    })
+                })
                 .collect()
         })
     }
@@ -218,7 +227,7 @@ impl Kernels for CpuKernels {
         cache.append(&k, &v, position)?;
         drop((k, v));
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let attended = q.apply_op3_no_bwd(&cache.k, &cache.v, &Attention { position, scale })?;
+        let attended = attend(&q, cache, position, scale)?;
         Ok(attended.reshape((batch * tokens, ()))?)
     }
 

@@ -71,7 +71,7 @@ impl Flow {
         let mut flow = Flow {
             config: config.clone(),
             rope: Rope::new(config, longest, kernels.as_ref())?,
-            cache: KvCache::new(shape, kv, kernels.as_ref())?,
+            cache: KvCache::new(kernels.kv_cache(shape, kv)?, shape.capacity),
             streams: vec![],
             scratch: match kernels.gpu() {
                 Some(gpu) => Some(gpu.buffer(dims, DType::F32, Part::Activations)?),

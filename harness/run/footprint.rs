@@ -121,7 +121,7 @@ fn device_bytes(s: &Sizes, config: &Config, texts: &Texts) -> u64 {
     let (tokens, windows) = (texts.tokens as u64, texts.windows as u64);
     let stream = 4 * tokens * s.hidden;
     let rope = 4 * tokens * config.head_dim as u64;
-    let cache = 2 * tokens * s.key * texts.kv.dtype.size_in_bytes() as u64;
+    let cache = tokens * texts.kv.position_bytes(1, s.key as usize) as u64;
     let position = 4;
     // All streams, room for one, and the embedding's own, with its ids.
     let lasting = rope + cache + position + (windows + 2) * stream + 4 * tokens;

@@ -22,7 +22,7 @@ use crate::model::decoder::Decoder;
 use crate::model::generate::Generator;
 use crate::model::gpu::GpuKernels;
 use crate::model::kernels::{CpuKernels, Kernels};
-use crate::model::kv_cache::{KV_PRECISIONS, KvPrecision};
+use crate::model::kv_cache::KvPrecision;
 use crate::model::synthetic;
 use crate::quant::Calibration;
 use crate::record::rows::Status;
@@ -126,7 +126,7 @@ fn run_quantize(job: QuantizeJob) -> Result<()> {
             Calibration::None => Arc::new(CpuKernels),
         },
         // The same whatever caches are asked for: so are the weights.
-        kv: KV_PRECISIONS[0],
+        kv: KvPrecision::default(),
         spool: Some(match job.output.parent() {
             Some(folder) if folder != Path::new("") => folder.into(),
             _ => ".".into(),
