@@ -288,62 +288,23 @@ DEVICE void attend_decode_f32(const half* q, const float* kc, const float* vc, f
         int batch, int heads, int kv_heads, int head_dim, int capacity, int splits, float scale
 #define DECODE_ARGUMENTS q, kc, vc, partial, position, heads, kv_heads, capacity, splits, scale
 
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
-    attend_decode_kvf16_d16(DECODE_PARAMETERS(half)) {
-    attend_decode_f16<16>(DECODE_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
-    attend_decode_kvf16_d32(DECODE_PARAMETERS(half)) {
-    attend_decode_f16<32>(DECODE_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
-    attend_decode_kvf16_d64(DECODE_PARAMETERS(half)) {
-    attend_decode_f16<64>(DECODE_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
-    attend_decode_kvf16_d80(DECODE_PARAMETERS(half)) {
-    attend_decode_f16<80>(DECODE_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
-    attend_decode_kvf16_d96(DECODE_PARAMETERS(half)) {
-    attend_decode_f16<96>(DECODE_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
-    attend_decode_kvf16_d128(DECODE_PARAMETERS(half)) {
-    attend_decode_f16<128>(DECODE_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
-    attend_decode_kvf16_d256(DECODE_PARAMETERS(half)) {
-    attend_decode_f16<256>(DECODE_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
-    attend_decode_kvf32_d16(DECODE_PARAMETERS(float)) {
-    attend_decode_f32<16>(DECODE_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
-    attend_decode_kvf32_d32(DECODE_PARAMETERS(float)) {
-    attend_decode_f32<32>(DECODE_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
-    attend_decode_kvf32_d64(DECODE_PARAMETERS(float)) {
-    attend_decode_f32<64>(DECODE_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
-    attend_decode_kvf32_d80(DECODE_PARAMETERS(float)) {
-    attend_decode_f32<80>(DECODE_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
-    attend_decode_kvf32_d96(DECODE_PARAMETERS(float)) {
-    attend_decode_f32<96>(DECODE_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
-    attend_decode_kvf32_d128(DECODE_PARAMETERS(float)) {
-    attend_decode_f32<128>(DECODE_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 4)
-    attend_decode_kvf32_d256(DECODE_PARAMETERS(float)) {
-    attend_decode_f32<256>(DECODE_ARGUMENTS);
-}
+// attend_decode_CACHE_dD for every size of a head; last: threads of a block, and blocks of a multiprocessor.
+#define DECODE_KERNEL(CACHE, KV, D, FUNCTION, ...)                                                   \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                                     \
+        attend_decode_##CACHE##_d##D(DECODE_PARAMETERS(KV)) {                                                     \
+        FUNCTION<D>(DECODE_ARGUMENTS);                                                                         \
+    }
+#define DECODE_KERNELS(CACHE, KV, FUNCTION, ...)                                                     \
+    DECODE_KERNEL(CACHE, KV, 16, FUNCTION, __VA_ARGS__)                                           \
+    DECODE_KERNEL(CACHE, KV, 32, FUNCTION, __VA_ARGS__)                                           \
+    DECODE_KERNEL(CACHE, KV, 64, FUNCTION, __VA_ARGS__)                                           \
+    DECODE_KERNEL(CACHE, KV, 80, FUNCTION, __VA_ARGS__)                                           \
+    DECODE_KERNEL(CACHE, KV, 96, FUNCTION, __VA_ARGS__)                                           \
+    DECODE_KERNEL(CACHE, KV, 128, FUNCTION, __VA_ARGS__)                                          \
+    DECODE_KERNEL(CACHE, KV, 256, FUNCTION, __VA_ARGS__)
+
+DECODE_KERNELS(kvf16, half, attend_decode_f16, DECODE_THREADS)
+DECODE_KERNELS(kvf32, float, attend_decode_f32, DECODE_THREADS, 4)
 
 // Slices whose factors are in shared memory at a time.
 constexpr int COMBINE_SLICES = 128;

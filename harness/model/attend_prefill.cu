@@ -250,59 +250,20 @@ DEVICE void attend_prefill_f32(const half* q, const float* kc, const float* vc, 
         int tokens, int heads, int kv_heads, int head_dim, int capacity, float scale
 #define PREFILL_ARGUMENTS q, kc, vc, out, position, tokens, heads, kv_heads, capacity, scale
 
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
-    attend_prefill_kvf16_d16(PREFILL_PARAMETERS(half)) {
-    attend_prefill_f16<16>(PREFILL_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
-    attend_prefill_kvf16_d32(PREFILL_PARAMETERS(half)) {
-    attend_prefill_f16<32>(PREFILL_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
-    attend_prefill_kvf16_d64(PREFILL_PARAMETERS(half)) {
-    attend_prefill_f16<64>(PREFILL_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
-    attend_prefill_kvf16_d80(PREFILL_PARAMETERS(half)) {
-    attend_prefill_f16<80>(PREFILL_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
-    attend_prefill_kvf16_d96(PREFILL_PARAMETERS(half)) {
-    attend_prefill_f16<96>(PREFILL_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
-    attend_prefill_kvf16_d128(PREFILL_PARAMETERS(half)) {
-    attend_prefill_f16<128>(PREFILL_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)
-    attend_prefill_kvf16_d256(PREFILL_PARAMETERS(half)) {
-    attend_prefill_f16<256>(PREFILL_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
-    attend_prefill_kvf32_d16(PREFILL_PARAMETERS(float)) {
-    attend_prefill_f32<16>(PREFILL_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
-    attend_prefill_kvf32_d32(PREFILL_PARAMETERS(float)) {
-    attend_prefill_f32<32>(PREFILL_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
-    attend_prefill_kvf32_d64(PREFILL_PARAMETERS(float)) {
-    attend_prefill_f32<64>(PREFILL_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
-    attend_prefill_kvf32_d80(PREFILL_PARAMETERS(float)) {
-    attend_prefill_f32<80>(PREFILL_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
-    attend_prefill_kvf32_d96(PREFILL_PARAMETERS(float)) {
-    attend_prefill_f32<96>(PREFILL_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
-    attend_prefill_kvf32_d128(PREFILL_PARAMETERS(float)) {
-    attend_prefill_f32<128>(PREFILL_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 3)
-    attend_prefill_kvf32_d256(PREFILL_PARAMETERS(float)) {
-    attend_prefill_f32<256>(PREFILL_ARGUMENTS);
-}
+// attend_prefill_CACHE_dD for every size of a head; last: threads of a block, and blocks of a multiprocessor.
+#define PREFILL_KERNEL(CACHE, KV, D, FUNCTION, ...)                                                   \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                                     \
+        attend_prefill_##CACHE##_d##D(PREFILL_PARAMETERS(KV)) {                                                     \
+        FUNCTION<D>(PREFILL_ARGUMENTS);                                                                         \
+    }
+#define PREFILL_KERNELS(CACHE, KV, FUNCTION, ...)                                                     \
+    PREFILL_KERNEL(CACHE, KV, 16, FUNCTION, __VA_ARGS__)                                          \
+    PREFILL_KERNEL(CACHE, KV, 32, FUNCTION, __VA_ARGS__)                                          \
+    PREFILL_KERNEL(CACHE, KV, 64, FUNCTION, __VA_ARGS__)                                          \
+    PREFILL_KERNEL(CACHE, KV, 80, FUNCTION, __VA_ARGS__)                                          \
+    PREFILL_KERNEL(CACHE, KV, 96, FUNCTION, __VA_ARGS__)                                          \
+    PREFILL_KERNEL(CACHE, KV, 128, FUNCTION, __VA_ARGS__)                                         \
+    PREFILL_KERNEL(CACHE, KV, 256, FUNCTION, __VA_ARGS__)
+
+PREFILL_KERNELS(kvf16, half, attend_prefill_f16, PREFILL_THREADS)
+PREFILL_KERNELS(kvf32, float, attend_prefill_f32, PREFILL_THREADS, 3)

@@ -125,42 +125,12 @@ __device__ __forceinline__ void linear_f32(const Members& members, const half* x
     }
 }
 
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_f16_r8(LINEAR_PARAMETERS) {
-    linear<F16, 8>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_f16_r16(LINEAR_PARAMETERS) {
-    linear<F16, 16>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_f16_r32(LINEAR_PARAMETERS) {
-    linear<F16, 32>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_f16_r64(LINEAR_PARAMETERS) {
-    linear<F16, 64>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_bf16_r8(LINEAR_PARAMETERS) {
-    linear<Bf16, 8>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_bf16_r16(LINEAR_PARAMETERS) {
-    linear<Bf16, 16>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_bf16_r32(LINEAR_PARAMETERS) {
-    linear<Bf16, 32>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_bf16_r64(LINEAR_PARAMETERS) {
-    linear<Bf16, 64>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_f32_r8(LINEAR_PARAMETERS) {
-    linear_f32<8>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_f32_r16(LINEAR_PARAMETERS) {
-    linear_f32<16>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_f32_r32(LINEAR_PARAMETERS) {
-    linear_f32<32>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_f32_r64(LINEAR_PARAMETERS) {
-    linear_f32<64>(LINEAR_ARGUMENTS);
-}
+LINEAR_KERNELS(f16, F16, 3, 2, 2, 2)
+LINEAR_KERNELS(bf16, Bf16, 3, 2, 2, 2)
+LINEAR_KERNEL(f32, 8, 2, linear_f32<8>)
+LINEAR_KERNEL(f32, 16, 2, linear_f32<16>)
+LINEAR_KERNEL(f32, 32, 2, linear_f32<32>)
+LINEAR_KERNEL(f32, 64, 2, linear_f32<64>)
 
 /// `out` [rows, k_in] F32, otherwise as dequant_<format>.
 extern "C" __global__ void widen_bf16(const __grid_constant__ Member w, float* out, int first_row, int rows, int k_in, int group) {

@@ -41,34 +41,8 @@ struct E5m2 : Fp8<E5m2> {
     static __device__ __forceinline__ unsigned halves(unsigned bytes) { return bytes; }
 };
 
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_e4m3_r8(LINEAR_PARAMETERS) {
-    linear<E4m3, 8>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_e4m3_r16(LINEAR_PARAMETERS) {
-    linear<E4m3, 16>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_e4m3_r32(LINEAR_PARAMETERS) {
-    linear<E4m3, 32>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_e4m3_r64(LINEAR_PARAMETERS) {
-    linear<E4m3, 64>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void dequant_e4m3(DEQUANT_PARAMETERS) {
-    dequantize<E4m3>(DEQUANT_ARGUMENTS);
-}
+LINEAR_KERNELS(e4m3, E4m3, 3, 2, 2, 2)
+DEQUANT_KERNEL(e4m3, E4m3)
 
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_e5m2_r8(LINEAR_PARAMETERS) {
-    linear<E5m2, 8>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_e5m2_r16(LINEAR_PARAMETERS) {
-    linear<E5m2, 16>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_e5m2_r32(LINEAR_PARAMETERS) {
-    linear<E5m2, 32>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_e5m2_r64(LINEAR_PARAMETERS) {
-    linear<E5m2, 64>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void dequant_e5m2(DEQUANT_PARAMETERS) {
-    dequantize<E5m2>(DEQUANT_ARGUMENTS);
-}
+LINEAR_KERNELS(e5m2, E5m2, 3, 2, 2, 2)
+DEQUANT_KERNEL(e5m2, E5m2)

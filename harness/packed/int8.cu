@@ -27,18 +27,5 @@ struct Int8 {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_int8_r8(LINEAR_PARAMETERS) {
-    linear<Int8, 8>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_int8_r16(LINEAR_PARAMETERS) {
-    linear<Int8, 16>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_int8_r32(LINEAR_PARAMETERS) {
-    linear<Int8, 32>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_int8_r64(LINEAR_PARAMETERS) {
-    linear<Int8, 64>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void dequant_int8(DEQUANT_PARAMETERS) {
-    dequantize<Int8>(DEQUANT_ARGUMENTS);
-}
+LINEAR_KERNELS(int8, Int8, 3, 2, 2, 2)
+DEQUANT_KERNEL(int8, Int8)

@@ -481,5 +481,22 @@ __device__ __forceinline__ void dequantize(const Member& w, T* out, int first_ro
 
 #define LINEAR_PARAMETERS const __grid_constant__ Members w, const half *x, int rows, int k_in, int group, int output
 #define LINEAR_ARGUMENTS w, x, rows, k_in, group, output
+// linear_NAME_rROWS: a product of up to ROWS rows, with at least BLOCKS blocks on a multiprocessor.
+#define LINEAR_KERNEL(NAME, ROWS, BLOCKS, ...)                                                    \
+    extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, BLOCKS)                          \
+        linear_##NAME##_r##ROWS(LINEAR_PARAMETERS) {                                              \
+        __VA_ARGS__(LINEAR_ARGUMENTS);                                                            \
+    }
+// The products of a format, with their blocks.
+#define LINEAR_KERNELS(NAME, FORMAT, B8, B16, B32, B64)                                           \
+    LINEAR_KERNEL(NAME, 8, B8, linear<FORMAT, 8>)                                                 \
+    LINEAR_KERNEL(NAME, 16, B16, linear<FORMAT, 16>)                                              \
+    LINEAR_KERNEL(NAME, 32, B32, linear<FORMAT, 32>)                                              \
+    LINEAR_KERNEL(NAME, 64, B64, linear<FORMAT, 64>)
 #define DEQUANT_PARAMETERS const __grid_constant__ Member w, half *out, int first_row, int rows, int k_in, int group
 #define DEQUANT_ARGUMENTS w, out, first_row, rows, k_in, group
+// dequant_NAME: rows of the matrix in F16.
+#define DEQUANT_KERNEL(NAME, FORMAT)                                                              \
+    extern "C" __global__ void dequant_##NAME(DEQUANT_PARAMETERS) {                               \
+        dequantize<FORMAT>(DEQUANT_ARGUMENTS);                                                    \
+    }

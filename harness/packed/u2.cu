@@ -23,18 +23,5 @@ struct U2 : Grouped<2> {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u2_r8(LINEAR_PARAMETERS) {
-    linear<U2, 8>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u2_r16(LINEAR_PARAMETERS) {
-    linear<U2, 16>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 1) linear_u2_r32(LINEAR_PARAMETERS) {
-    linear<U2, 32>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 1) linear_u2_r64(LINEAR_PARAMETERS) {
-    linear<U2, 64>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void dequant_u2(DEQUANT_PARAMETERS) {
-    dequantize<U2>(DEQUANT_ARGUMENTS);
-}
+LINEAR_KERNELS(u2, U2, 2, 2, 1, 1)
+DEQUANT_KERNEL(u2, U2)

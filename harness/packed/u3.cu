@@ -25,18 +25,5 @@ struct U3 : Grouped<3> {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_u3_r8(LINEAR_PARAMETERS) {
-    linear<U3, 8>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u3_r16(LINEAR_PARAMETERS) {
-    linear<U3, 16>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u3_r32(LINEAR_PARAMETERS) {
-    linear<U3, 32>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u3_r64(LINEAR_PARAMETERS) {
-    linear<U3, 64>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void dequant_u3(DEQUANT_PARAMETERS) {
-    dequantize<U3>(DEQUANT_ARGUMENTS);
-}
+LINEAR_KERNELS(u3, U3, 3, 2, 2, 2)
+DEQUANT_KERNEL(u3, U3)

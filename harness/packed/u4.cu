@@ -24,18 +24,5 @@ struct U4 : Grouped<4> {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_u4_r8(LINEAR_PARAMETERS) {
-    linear<U4, 8>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u4_r16(LINEAR_PARAMETERS) {
-    linear<U4, 16>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u4_r32(LINEAR_PARAMETERS) {
-    linear<U4, 32>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u4_r64(LINEAR_PARAMETERS) {
-    linear<U4, 64>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void dequant_u4(DEQUANT_PARAMETERS) {
-    dequantize<U4>(DEQUANT_ARGUMENTS);
-}
+LINEAR_KERNELS(u4, U4, 3, 2, 2, 2)
+DEQUANT_KERNEL(u4, U4)

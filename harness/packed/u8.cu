@@ -18,18 +18,5 @@ struct U8 : Grouped<8> {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 3) linear_u8_r8(LINEAR_PARAMETERS) {
-    linear<U8, 8>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u8_r16(LINEAR_PARAMETERS) {
-    linear<U8, 16>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u8_r32(LINEAR_PARAMETERS) {
-    linear<U8, 32>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void __launch_bounds__(LINEAR_THREADS, 2) linear_u8_r64(LINEAR_PARAMETERS) {
-    linear<U8, 64>(LINEAR_ARGUMENTS);
-}
-extern "C" __global__ void dequant_u8(DEQUANT_PARAMETERS) {
-    dequantize<U8>(DEQUANT_ARGUMENTS);
-}
+LINEAR_KERNELS(u8, U8, 3, 2, 2, 2)
+DEQUANT_KERNEL(u8, U8)

@@ -148,7 +148,9 @@ impl Emulation {
 
     /// Names of all kernels, in the order of their files.
     pub fn kernels() -> Vec<String> {
-        sources().iter().flat_map(|s| kernel_names(s)).collect()
+        let compiler = compiler().expect("a C++ compiler");
+        let names = |source: &PathBuf| kernel_names(&compiler, source).unwrap();
+        sources().iter().flat_map(names).collect()
     }
 
     fn turn(&self) -> std::sync::MutexGuard<'_, ()> {
@@ -263,13 +265,17 @@ fn sources() -> Vec<PathBuf> {
     found
 }
 
-/// Names of the kernels that a file defines: `__global__ void [__launch_bounds__(..)] name(`.
-fn kernel_names(source: &Path) -> Vec<String> {
-    let text = fs::read_to_string(source).unwrap();
-    let code: String = text
-        .lines()
-        .map(|line| line.split("//").next().unwrap_or_default().to_owned() + "\n")
-        .collect();
+/// Names of the kernels that a file defines, once its macros are expanded: `__global__ void
+/// [__launch_bounds__(..)] name(`.
+fn kernel_names(compiler: &OsString, source: &Path) -> Result<Vec<String>, String> {
+    let mut preprocess = Command::new(compiler);
+    preprocess.args(["-E", "-P", "-x", "c++"]).arg(source);
+    let output = preprocess.output().map_err(|e| e.to_string())?;
+    if !output.status.success() {
+        let messages = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{preprocess:?}\n{messages}"));
+    }
+    let code = String::from_utf8_lossy(&output.stdout);
     let mut names = Vec::new();
     for definition in code.split("__global__").skip(1) {
         let rest = definition.trim_start().trim_start_matches("void");
@@ -281,7 +287,7 @@ fn kernel_names(source: &Path) -> Vec<String> {
         let name = rest.split('(').next().unwrap_or_default().trim();
         names.push(name.to_owned());
     }
-    names
+    Ok(names)
 }
 
 /// Sanitizers trap on what a GPU would refuse: misaligned access, and indices outside arrays.
@@ -321,9 +327,9 @@ fn build(compiler: &OsString) -> Result<PathBuf, String> {
         common.update(fs::read(header).map_err(|e| e.to_string())?);
     }
 
-    let mut units = vec![Unit::new(&here.join("emulate.cpp"), &common, &folder, &[])];
+    let mut units = vec![Unit::new(&here.join("emulate.cpp"), &common, &folder)];
     for source in sources() {
-        units.push(Unit::new(&source, &common, &folder, &kernel_names(&source)));
+        units.push(Unit::new(&source, &common, &folder));
     }
     compile(compiler, &units)?;
 
@@ -340,28 +346,24 @@ fn build(compiler: &OsString) -> Result<PathBuf, String> {
     Ok(library)
 }
 
-/// One object file and the source that it is made of.
+/// One object file and what it is made of.
 struct Unit {
+    path: PathBuf,
+    /// What is compiled: `path`, and an entry per kernel in it.
     source: PathBuf,
-    text: String,
     object: PathBuf,
 }
 
 impl Unit {
-    fn new(path: &Path, common: &Sha256, folder: &Path, kernels: &[String]) -> Self {
+    fn new(path: &Path, common: &Sha256, folder: &Path) -> Self {
         let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
         let mut hash = common.clone();
         hash.update(path.as_os_str().as_encoded_bytes());
         hash.update(fs::read(path).unwrap());
         let name = format!("{stem}-{}", short(hash));
-        let header = root().join("tests/emulation/emulate.h");
-        let mut text = format!("#include {header:?}\n#include {path:?}\n");
-        for kernel in kernels {
-            text += &format!("EMULATE_KERNEL({kernel})\n");
-        }
         Self {
+            path: path.into(),
             source: folder.join(format!("{name}.cpp")),
-            text,
             object: folder.join(format!("{name}.o")),
         }
     }
@@ -370,11 +372,20 @@ impl Unit {
         if self.object.exists() {
             return Ok(());
         }
-        fs::write(&self.source, &self.text).map_err(|e| e.to_string())?;
+        // The machine itself has no kernels, and reads at any address.
+        let kernels = match self.path.extension() {
+            Some(extension) if extension == "cu" => kernel_names(compiler, &self.path)?,
+            _ => vec![],
+        };
+        let header = root().join("tests/emulation/emulate.h");
+        let mut text = format!("#include {header:?}\n#include {:?}\n", self.path);
+        for kernel in &kernels {
+            text += &format!("EMULATE_KERNEL({kernel})\n");
+        }
+        fs::write(&self.source, text).map_err(|e| e.to_string())?;
         let mut command = Command::new(compiler);
         command.args(FLAGS).arg("-c").arg(&self.source);
-        // The machine itself reads at any address.
-        if self.text.contains("EMULATE_KERNEL") {
+        if !kernels.is_empty() {
             command.args(SANITIZE);
         }
         run_to(command, &self.object)
