@@ -44,6 +44,9 @@ pub enum Error {
     /// A device that failed at its work, or was asked for what it never does.
     #[error("{what}\n  {next}")]
     Device { what: String, next: String },
+    /// A mistake of quantbench itself, whatever it was given (status `error`).
+    #[error("a defect of quantbench: {what}\n  please report it, with the command that shows it")]
+    Defect { what: String },
     /// A tensor operation that failed: a defect of ours, not of the input.
     #[error("tensor operation: {0}")]
     Candle(#[from] candle_core::Error),
@@ -124,6 +127,10 @@ impl Error {
             what: what.into(),
             next: next.into(),
         }
+    }
+
+    pub fn defect(what: impl Into<String>) -> Self {
+        Error::Defect { what: what.into() }
     }
 
     /// Memory of unknown size that could not be had; `what` says for what.

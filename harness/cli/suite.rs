@@ -1,6 +1,6 @@
 //! `--suite FILE`: what the file says and what was typed, as the options of one run per model.
 
-use super::{RunArgs, options};
+use super::args::{RunArgs, options};
 use crate::run::suite::{Narrowed, Options};
 use crate::run::suite_file::{self, Key, Model, Setting, SuiteFile, Takes};
 use crate::{Error, Result, quant};

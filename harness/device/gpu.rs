@@ -123,10 +123,10 @@ impl Gpu {
     /// all of that.
     pub fn read_f32(&self, tensor: &Tensor) -> Result<Vec<f32>> {
         if tensor.dtype() != DType::F32 {
-            return Err(Error::device(
-                format!("reading {:?} as F32", tensor.dtype()),
-                "a defect of quantbench: please report it",
-            ));
+            return Err(Error::defect(format!(
+                "reading {:?} as F32",
+                tensor.dtype()
+            )));
         }
         let mut values = vec![0f32; tensor.elem_count()];
         // SAFETY: any bytes are an F32.

@@ -107,8 +107,7 @@ impl Address {
     }
 
     fn json(&self) -> Result<String> {
-        serde_json::to_string(self)
-            .map_err(|e| Error::unsupported(format!("a header of {e}"), "report this as a defect"))
+        serde_json::to_string(self).map_err(|e| Error::defect(format!("a header of {e}")))
     }
 }
 

@@ -85,10 +85,7 @@ impl Block {
 /// As many tensors as were asked for.
 fn outputs<const N: usize>(tensors: Vec<Tensor>) -> Result<[Tensor; N]> {
     tensors.try_into().map_err(|t: Vec<Tensor>| {
-        Error::unsupported(
-            format!("a device gave {} outputs for {N} linears", t.len()),
-            "report this defect",
-        )
+        Error::defect(format!("a device gave {} outputs for {N} linears", t.len()))
     })
 }
 

@@ -110,10 +110,7 @@ impl GpuKernels {
             buffers.insert(slot, self.gpu.buffer(count, dtype, slot.part())?);
         }
         let Some(buffer) = buffers.get(&slot) else {
-            return Err(Error::unsupported(
-                "a step without a buffer",
-                "report this defect",
-            ));
+            return Err(Error::defect("a step without a buffer"));
         };
         Ok(buffer.tensor().narrow(0, 0, count)?.reshape(dims)?)
     }

@@ -176,10 +176,7 @@ pub fn through_gpu(gpu: &Gpu, what: &Untrained, seed: u64) -> Result<Tensor> {
 }
 
 fn no_such(what: &Untrained) -> Error {
-    Error::unsupported(
-        format!("{:?} as {}", what.content, what.dtype.as_str()),
-        "report this defect",
-    )
+    Error::defect(format!("{:?} as {}", what.content, what.dtype.as_str()))
 }
 
 /// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), by

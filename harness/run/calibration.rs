@@ -117,10 +117,7 @@ impl Flow {
         let mut sums = recorder.finish().into_iter();
         let mut next = || match sums.next() {
             Some(sums) => sums.finish(),
-            None => Err(Error::unsupported(
-                "a group recorded nothing",
-                "report this defect",
-            )),
+            None => Err(Error::defect("a group recorded nothing")),
         };
         Ok([next()?, next()?, next()?, next()?])
     }
@@ -211,12 +208,8 @@ impl Flow {
         let stored = weight.stored();
         let placed = packed::load(&weight.spec(), weight.shape(), &mut |name| {
             let found = stored.iter().find(|s| s.name == name);
-            let found = found.ok_or_else(|| {
-                Error::unsupported(
-                    format!("a packed weight without `{name}`"),
-                    "report this defect",
-                )
-            })?;
+            let found =
+                found.ok_or_else(|| Error::defect(format!("a packed weight without `{name}`")))?;
             self.place(&found.tensor, claims)
         })?;
         Ok(placed.into())

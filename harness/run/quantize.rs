@@ -360,12 +360,9 @@ impl RawBlock {
         let mut linears = linears.into_iter();
         let mut biases = self.members().zip(&self.biases);
         let mut next = |biased: bool| -> Result<Linear> {
-            let weight = linears.next().ok_or_else(|| {
-                Error::unsupported(
-                    "a method packed fewer linears than it was given",
-                    "report this defect",
-                )
-            })?;
+            let weight = linears
+                .next()
+                .ok_or_else(|| Error::defect("a method packed fewer linears than it was given"))?;
             let bias = match biased.then(|| biases.next()).flatten() {
                 Some((member, bias)) => {
                     let name = format!("{}.bias", member.name);

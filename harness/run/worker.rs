@@ -421,4 +421,13 @@ mod tests {
         assert_eq!(of(Error::unsupported("this", "that")), Status::Unsupported);
         assert_eq!(of(Error::device("this", "that")), Status::Error);
     }
+
+    #[test]
+    fn a_defect_is_no_missing_support() {
+        let defect = Error::defect("a step without a buffer");
+        assert_eq!(status(&defect), Status::Error);
+        let words = defect.to_string();
+        assert!(words.starts_with("a defect of quantbench: a step without a buffer\n"));
+        assert!(words.contains("report it"), "{words}");
+    }
 }

@@ -39,17 +39,13 @@ pub fn record(
     // In any case: a stream that is left recording is of no use.
     let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
     done?;
-    let graph = graph.map_err(failed)?.ok_or_else(|| {
-        Error::device(
-            format!("{device}: recording a graph made none"),
-            "a defect of quantbench: please report it",
-        )
-    })?;
+    let graph = graph
+        .map_err(failed)?
+        .ok_or_else(|| Error::defect(format!("{device}: recording a graph made none")))?;
     if let Some(kind) = forbidden(graph.cu_graph()).map_err(failed)? {
-        return Err(Error::device(
-            format!("{device}: a graph was recorded with {kind} in it"),
-            "a defect of quantbench: please report it",
-        ));
+        return Err(Error::defect(format!(
+            "{device}: a graph was recorded with {kind} in it"
+        )));
     }
     graph.upload().map_err(failed)?;
     Ok(Recorded {

@@ -100,13 +100,10 @@ impl Kernels {
         let kernel = self.named(name)?;
         match args.fits(&kernel.parameter_bytes) {
             true => Ok(kernel),
-            false => Err(Error::device(
-                format!(
-                    "the kernel `{name}` takes parameters of {:?} bytes and was given others",
-                    kernel.parameter_bytes
-                ),
-                "a defect of quantbench: please report it",
-            )),
+            false => Err(Error::defect(format!(
+                "the kernel `{name}` takes parameters of {:?} bytes and was given others",
+                kernel.parameter_bytes
+            ))),
         }
     }
 }

@@ -129,10 +129,7 @@ impl CudaDriver {
     fn not_recording(&self, what: &str) -> Result<()> {
         match self.recording.load(Relaxed) {
             false => Ok(()),
-            true => Err(Error::device(
-                format!("{what} while a graph is recorded"),
-                "a defect of quantbench: please report it",
-            )),
+            true => Err(Error::defect(format!("{what} while a graph is recorded"))),
         }
     }
 
@@ -234,14 +231,11 @@ impl Driver for CudaDriver {
     fn address(&self, tensor: &Tensor) -> Result<u64> {
         match tensor.device().same_device(&self.device) {
             true => address(tensor, &self.stream),
-            false => Err(Error::device(
-                format!(
-                    "a tensor on {:?} for {}",
-                    tensor.device().location(),
-                    self.info.id
-                ),
-                "a defect of quantbench: please report it",
-            )),
+            false => Err(Error::defect(format!(
+                "a tensor on {:?} for {}",
+                tensor.device().location(),
+                self.info.id
+            ))),
         }
     }
 
@@ -375,10 +369,11 @@ fn info(id: &str, ordinal: usize) -> Result<((u32, u32), DeviceInfo), DriverErro
 /// Address of the first element of a contiguous tensor.
 fn address(tensor: &Tensor, stream: &CudaStream) -> Result<u64> {
     let defect = |what: &str| {
-        Error::device(
-            format!("{what} ({:?} {:?})", tensor.dtype(), tensor.shape()),
-            "a defect of quantbench: please report it",
-        )
+        Error::defect(format!(
+            "{what} ({:?} {:?})",
+            tensor.dtype(),
+            tensor.shape()
+        ))
     };
     let (storage, layout) = tensor.storage_and_layout();
     let Some((first, _)) = layout.contiguous_offsets() else {

@@ -142,14 +142,11 @@ impl InputSums for Sums {
         let (solver, k) = (&self.solver, self.k);
         let (tokens, width) = x.dims2()?;
         if width != k || x.dtype() != DType::F16 {
-            return Err(Error::unsupported(
-                format!(
-                    "inputs {:?} {:?} for {k} channels in F16",
-                    x.dtype(),
-                    x.dims()
-                ),
-                "report this defect",
-            ));
+            return Err(Error::defect(format!(
+                "inputs {:?} {:?} for {k} channels in F16",
+                x.dtype(),
+                x.dims()
+            )));
         }
         let from = solver.gpu.address(x)?;
         solver.gemm(&Gemm {

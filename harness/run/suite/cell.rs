@@ -19,10 +19,11 @@ use crate::stats::medians;
 use crate::stats::medians::median_interval;
 use crate::stats::quantiles;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// One precision with one KV cache under way.
 pub(super) struct Cell {
-    pub(super) method: Box<dyn QuantMethod>,
+    pub(super) method: Arc<dyn QuantMethod>,
     pub(super) id: String,
     pub(super) kv: String,
     /// For progress: the id, and the cache where there are several.

@@ -26,7 +26,7 @@ pub use texts::CALIBRATION_WINDOW;
 use self::cell::Cell;
 use self::choices::ChoiceSet;
 use self::differences::Differences;
-use self::options::{check, methods};
+use self::options::{Methods, check};
 use self::prepare::{prepare_folder, take_over, unsupported};
 use self::scoring::Scoring;
 use self::weights::Shelf;
@@ -107,7 +107,7 @@ struct Suite<'a> {
 /// are rows.
 pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> Result<Finished> {
     check(options)?;
-    let methods = methods(options)?;
+    let methods = Methods::of(options)?;
     let join = |path: &PathBuf| Turn::join(path, progress);
     let turn = options.turns.as_ref().map(join).transpose()?;
     let journal = prepare_folder(options, progress)?;
@@ -122,7 +122,7 @@ pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> R
         )?,
         // A checkpoint that is real but not ours to run: every cell says so.
         Err(error @ Error::Unsupported { .. }) => {
-            return unsupported(options, methods, &error.to_string());
+            return unsupported(options, &methods, &error.to_string());
         }
         Err(error) => return Err(error),
     };

@@ -13,6 +13,7 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What to measure and how; every field ends up in `run.json`.
 #[derive(Debug, Clone, Serialize)]
@@ -217,47 +218,83 @@ pub(super) fn check(options: &Options) -> Result<()> {
 /// the model's files tell.
 pub fn check_inputs(options: &Options) -> Result<()> {
     check(options)?;
-    methods(options)?;
+    Methods::of(options)?;
     match sources::open(options.model.as_deref()) {
         Err(Error::Unsupported { .. }) | Ok(_) => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// The methods to run, each once, and whether each is timed; the reference first if it was added.
-pub(super) fn methods(options: &Options) -> Result<Vec<(Box<dyn QuantMethod>, bool)>> {
-    let mut methods: Vec<(Box<dyn QuantMethod>, bool)> = vec![];
-    for id in &options.precisions {
-        let method = quant::parse(id)?;
-        let same = methods.iter().find(|(m, _)| m.id() == method.id());
-        match same.map(|(m, _)| m.source()) {
-            None => methods.push((method, true)),
-            Some(source) if source == method.source() => {}
-            Some(source) => {
-                return Err(Error::usage(
-                    format!(
-                        "{source} and {} are both called `{}`",
-                        method.source(),
-                        method.id()
-                    ),
-                    "give each a name of its own",
-                ));
+/// A method to run.
+#[derive(Clone)]
+pub(super) struct Asked {
+    pub(super) method: Arc<dyn QuantMethod>,
+    /// Whether it is timed: what is there for quality alone is not.
+    pub(super) timed: bool,
+}
+
+/// The methods to run.
+pub(super) struct Methods {
+    /// Each once; the reference first if it was added.
+    pub(super) asked: Vec<Asked>,
+    /// Id of the reference.
+    pub(super) reference: Option<String>,
+}
+
+impl Methods {
+    /// Reads the ids of the options.
+    pub(super) fn of(options: &Options) -> Result<Self> {
+        let mut methods = Methods {
+            asked: vec![],
+            reference: None,
+        };
+        for id in &options.precisions {
+            let method = quant::parse(id)?;
+            match methods.find(&method.id()).map(|same| same.source()) {
+                None => methods.push(method, true),
+                Some(source) if source == method.source() => {}
+                Some(source) => {
+                    return Err(Error::usage(
+                        format!(
+                            "{source} and {} are both called `{}`",
+                            method.source(),
+                            method.id()
+                        ),
+                        "give each a name of its own",
+                    ));
+                }
             }
         }
-    }
-    if let Some(reference) = &options.reference {
-        let method = quant::parse(reference)?;
-        if methods.iter().all(|(m, _)| m.id() != method.id()) {
-            methods.insert(0, (method, false));
+        let Some(reference) = &options.reference else {
+            return Ok(methods);
+        };
+        let reference = quant::parse(reference)?;
+        let id = reference.id();
+        if methods.find(&id).is_none() {
+            methods.push(reference, false);
+            methods.asked.rotate_right(1);
         }
         // With nothing but the reference there is nothing to see it beside.
-        if options.kl && options.noise_floor && (methods.len() > 1 || options.kv.len() > 1) {
-            let floor = quant::noise_floor(&quant::parse(reference)?.id());
-            let floor = floor.filter(|f| methods.iter().all(|(m, _)| m.id() != f.id()));
-            methods.extend(floor.map(|method| (method, false)));
+        let beside = methods.asked.len() > 1 || options.kv.len() > 1;
+        if options.kl && options.noise_floor && beside {
+            let floor = quant::noise_floor(&id);
+            if let Some(floor) = floor.filter(|floor| methods.find(&floor.id()).is_none()) {
+                methods.push(floor, false);
+            }
         }
+        methods.reference = Some(id);
+        Ok(methods)
     }
-    Ok(methods)
+
+    fn push(&mut self, method: Box<dyn QuantMethod>, timed: bool) {
+        let method = method.into();
+        self.asked.push(Asked { method, timed });
+    }
+
+    fn find(&self, id: &str) -> Option<&dyn QuantMethod> {
+        let mut methods = self.asked.iter().map(|asked| asked.method.as_ref());
+        methods.find(|method| method.id() == id)
+    }
 }
 
 /// Where the children run their models.

@@ -4,7 +4,7 @@ use super::super::job::Event;
 use super::super::journal::Journal;
 use super::super::progress::Progress;
 use super::cell::{Point, State};
-use super::options::{check, methods};
+use super::options::{Methods, check};
 use super::{Options, Suite, sources};
 use crate::Result;
 use std::collections::BTreeMap;
@@ -64,7 +64,7 @@ impl Planned {
 /// The same as [`run`](super::run)'s: wrong arguments and unusable inputs.
 pub fn plan(options: &Options) -> Result<Plan> {
     check(options)?;
-    let methods = methods(options)?;
+    let methods = Methods::of(options)?;
     let journal = match options.force {
         true => Journal::default(),
         false => Journal::look(&options.out)?,

@@ -7,7 +7,7 @@ use super::super::keys::Keys;
 use super::super::progress::Progress;
 use super::cell::{Cell, Point, State};
 use super::differences::Differences;
-use super::options::{Options, model_name, place, refuse_quality};
+use super::options::{Asked, Methods, Options, model_name, place, refuse_quality};
 use super::telemetry::Watched;
 use super::texts::{Texts, windows_of};
 use super::weights::Shelf;
@@ -15,13 +15,14 @@ use super::{Finished, Suite, scoring, sweep};
 use crate::formats::source::WeightSource;
 use crate::hash::sha256;
 use crate::measure::speed::Workload;
-use crate::quant::{self, QuantMethod};
+use crate::quant::QuantMethod;
 use crate::record::Tables;
 use crate::record::rows::{ResultRow, Status};
 use crate::record::run_info::{CellDetail, METRICS_VERSION, ModelInfo, RunInfo};
 use crate::record::warning::Warning;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -44,19 +45,15 @@ pub(super) fn take_over(options: &Options) -> Result<()> {
     crate::record::tables::clear(&options.out)
 }
 
-pub(super) fn unsupported(
-    options: &Options,
-    methods: Vec<(Box<dyn QuantMethod>, bool)>,
-    message: &str,
-) -> Result<Finished> {
+pub(super) fn unsupported(options: &Options, methods: &Methods, message: &str) -> Result<Finished> {
     let device = place(options)?.device;
     let mut tables = Tables {
         info: base_info(options),
         ..Tables::default()
     };
-    tables.results = methods
-        .iter()
-        .map(|(method, _)| ResultRow {
+    let asked = methods.asked.iter();
+    tables.results = asked
+        .map(|Asked { method, .. }| ResultRow {
             run_id: tables.info.run_id.clone(),
             device: device.clone(),
             model: model_name(options),
@@ -139,19 +136,24 @@ impl<'a> Suite<'a> {
     pub(super) fn prepare(
         options: &'a Options,
         source: &dyn WeightSource,
-        mut methods: Vec<(Box<dyn QuantMethod>, bool)>,
+        methods: Methods,
         mut journal: Journal,
         progress: Progress,
         interrupted: &'a AtomicBool,
     ) -> Result<Self> {
         let started = Instant::now();
+        let Methods {
+            asked: mut methods,
+            reference,
+        } = methods;
         let protocols = scoring::protocols(options)?;
         let config = source.config();
         let has_weights = source.has_weights();
         let reads_text = source.reads_text();
         if !reads_text {
             refuse_quality(options, has_weights)?;
-            if let Some((method, _)) = methods.iter().find(|(m, _)| m.declared().is_some()) {
+            let brings_weights = |asked: &&Asked| asked.method.declared().is_some();
+            if let Some(Asked { method, .. }) = methods.iter().find(brings_weights) {
                 return Err(Error::usage(
                     format!(
                         "{} brings weights, and a synthetic model has none",
@@ -161,7 +163,7 @@ impl<'a> Suite<'a> {
                 ));
             }
             // Nothing is compared but speed and memory, of which it takes no part.
-            methods.retain(|(_, timed)| *timed);
+            methods.retain(|asked| asked.timed);
         }
         let window = protocols.iter().map(|p| p.window).max();
         let window = window.filter(|_| reads_text).unwrap_or(0);
@@ -198,17 +200,14 @@ impl<'a> Suite<'a> {
         let time_factors = altered::asked();
         let altered = time_factors.clone();
         common_warnings.extend(altered.map(|factors| Warning::AlteredTimes { factors }));
-        let reference = match &options.reference {
-            Some(id) => Some(quant::parse(id)?.id()),
-            None => None,
-        };
         // Without quality it is not added, only taken where it was asked for.
-        let reference = reference.filter(|id| methods.iter().any(|(m, _)| m.id() == *id));
+        let reference = reference.filter(|id| methods.iter().any(|m| m.method.id() == *id));
         let mut info = base_info(options);
         info.reference = reference.clone().unwrap_or_default();
-        info.precisions = methods.iter().map(|(m, _)| m.id()).collect();
-        let floors = methods.iter().filter(|(m, _)| m.noise_floor_of().is_some());
-        info.noise_floors = floors.map(|(m, _)| m.id()).collect();
+        info.precisions = methods.iter().map(|asked| asked.method.id()).collect();
+        let is_floor = |asked: &&Asked| asked.method.noise_floor_of().is_some();
+        let floors = methods.iter().filter(is_floor);
+        info.noise_floors = floors.map(|asked| asked.method.id()).collect();
         info.model = model_info(source, options, tokenizer_sha256)?;
         info.texts = texts.clone();
         info.texts
@@ -259,14 +258,14 @@ impl<'a> Suite<'a> {
             speed_pairs: vec![],
             time_factors,
         };
-        for (method, timed) in &methods {
+        for Asked { method, timed } in &methods {
             // Of a reference that is there for quality, one row is enough.
             let kvs = if *timed { options.kv.len() } else { 1 };
             for kv in &options.kv[..kvs] {
                 if !options.choice(&method.id()).takes_kv(kv) {
                     continue;
                 }
-                let cell = suite.new_cell(quant::parse(&method.source())?, kv, *timed);
+                let cell = suite.new_cell(method.clone(), kv, *timed);
                 suite.cells.push(cell);
             }
         }
@@ -288,7 +287,7 @@ impl<'a> Suite<'a> {
         Ok(suite)
     }
 
-    fn new_cell(&self, method: Box<dyn QuantMethod>, kv: &str, timed: bool) -> Cell {
+    fn new_cell(&self, method: Arc<dyn QuantMethod>, kv: &str, timed: bool) -> Cell {
         let id = method.id();
         let row = |workload: &Workload| ResultRow {
             run_id: self.info.run_id.clone(),
