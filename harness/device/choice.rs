@@ -125,7 +125,7 @@ fn gpu_count() -> Result<usize> {
 fn open_cuda(ordinal: usize) -> Result<Arc<dyn Driver>> {
     Err(Error::unsupported(
         format!("cuda:{ordinal}: this quantbench was built without CUDA"),
-        "build it with `cargo build --release --features cuda` (README, section CUDA)",
+        "build it with `cargo build --release --features cuda` (docs/cuda.md)",
     ))
 }
 

@@ -1,7 +1,6 @@
 //! The rows of a run. Field order is column order; an absent value is an empty cell.
 //!
-//! Definitions of every column are in README ("How to read the numbers"). Columns are only ever
-//! appended.
+//! Definitions of every column are in docs/columns.md. Columns are only ever appended.
 
 use serde::{Deserialize, Serialize};
 

@@ -19,6 +19,7 @@ mod compare;
 mod datasets;
 mod decoder;
 mod divergence;
+mod docs;
 mod drawn;
 mod emulation_faults;
 mod gpu;

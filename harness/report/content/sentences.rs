@@ -376,7 +376,7 @@ fn protocol_in_words(id: &str) -> String {
             "Each text is cut into windows of {window}; only the second half of each window is \
              scored, so that every scored token has context."
         ),
-        _ => "Its definition is in the README under this name.".into(),
+        _ => "The command quantbench list protocols says what it does.".into(),
     }
 }
 
