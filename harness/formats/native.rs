@@ -24,10 +24,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use crate::model::layout::{
-    ATTENTION_NORM, EMBEDDING, FINAL_NORM, HEAD, MLP_NORM, module, weight_name,
-};
-
 /// Raised when the layout changes.
 pub const VERSION: u32 = 1;
 
@@ -332,13 +328,5 @@ impl Parts for Reader<'_> {
             }
             other => other,
         })
-    }
-
-    fn bias(&self, module: &str, n_out: usize) -> Result<Option<Tensor>> {
-        let name = format!("{module}.bias");
-        match self.views.tensor(&name) {
-            Ok(_) => self.half(&name, &[n_out]).map(Some),
-            Err(_) => Ok(None),
-        }
     }
 }

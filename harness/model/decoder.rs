@@ -4,12 +4,14 @@
 use super::config::Config;
 use super::kernels::{Kernels, Placing, Projected};
 use super::kv_cache::{KvCache, KvPrecision, KvShape, LayerCache};
+use super::layout::{self, LinearRow, Norm, NormRow, Slot};
 use super::rope::Rope;
 use crate::device::Gpu;
 use crate::memory::{self, Part};
 use crate::packed::PackedLinear;
 use crate::{Error, Result};
 use candle_core::Tensor;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A linear of a block: packed weight and, for some families, a bias `[n_out]` (F16).
@@ -19,18 +21,13 @@ pub struct Linear {
     pub bias: Option<Tensor>,
 }
 
-/// One decoder block. Norm gains are `[hidden]` F16.
+/// One decoder block: what [`layout`]'s tables say that it has.
 #[derive(Clone)]
 pub struct Block {
-    pub attention_norm: Tensor,
-    pub q: Linear,
-    pub k: Linear,
-    pub v: Linear,
-    pub o: Linear,
-    pub mlp_norm: Tensor,
-    pub gate: Linear,
-    pub up: Linear,
-    pub down: Linear,
+    /// In the order of [`Slot`].
+    pub linears: Vec<Linear>,
+    /// F16 vectors.
+    pub gains: BTreeMap<Norm, Tensor>,
 }
 
 /// The parts of a model that every block needs.
@@ -41,6 +38,20 @@ pub struct Shared<'a> {
 }
 
 impl Block {
+    /// A block of what `linear` and `gain` hand out for the rows of the tables.
+    pub fn new(
+        config: &Config,
+        mut linear: impl FnMut(&LinearRow) -> Result<Linear>,
+        mut gain: impl FnMut(&NormRow) -> Result<Tensor>,
+    ) -> Result<Self> {
+        Ok(Block {
+            linears: layout::linears().map(&mut linear).collect::<Result<_>>()?,
+            gains: layout::norms(config)
+                .map(|row| Ok((row.norm, gain(row)?)))
+                .collect::<Result<_>>()?,
+        })
+    }
+
     /// Adds this block's contribution to the residual stream `x`, `[batch · tokens, hidden]` F32,
     /// sequence after sequence, whose first tokens stand at `position`; keys and values go into
     /// `cache`.
@@ -60,25 +71,33 @@ impl Block {
             head_dim: config.head_dim,
             position,
         };
-        let h = kernels.rms_norm(&x, &self.attention_norm, config.rms_norm_eps)?;
-        let [q, k, v] = outputs(kernels.linears(&[&self.q, &self.k, &self.v], &h)?)?;
+        let h = self.normalize(Norm::Attention, &x, shared)?;
+        let [q, k, v] =
+            outputs(kernels.linears(&[Slot::Q, Slot::K, Slot::V].map(|s| self.linear(s)), &h)?)?;
         drop(h);
         let attended = kernels.attend(Projected { q, k, v }, cache, &placing)?;
-        let x = kernels.add_linear(x, &self.o, &attended)?;
+        let x = kernels.add_linear(x, self.linear(Slot::O), &attended)?;
         drop(attended);
 
-        let h = kernels.rms_norm(&x, &self.mlp_norm, config.rms_norm_eps)?;
-        let [gate, up] = outputs(kernels.linears(&[&self.gate, &self.up], &h)?)?;
+        let h = self.normalize(Norm::Mlp, &x, shared)?;
+        let [gate, up] =
+            outputs(kernels.linears(&[Slot::Gate, Slot::Up].map(|s| self.linear(s)), &h)?)?;
         drop(h);
         let h = kernels.swiglu(gate, up)?;
-        kernels.add_linear(x, &self.down, &h)
+        kernels.add_linear(x, self.linear(Slot::Down), &h)
     }
 
-    /// The seven linears in a fixed order.
-    pub fn linears(&self) -> [&Linear; 7] {
-        [
-            &self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down,
-        ]
+    pub fn linear(&self, slot: Slot) -> &Linear {
+        &self.linears[slot as usize]
+    }
+
+    /// `x` after a norm; as it is where the family has no such norm.
+    fn normalize(&self, norm: Norm, x: &Tensor, shared: &Shared) -> Result<Tensor> {
+        let Some(gain) = self.gains.get(&norm) else {
+            return Ok(x.clone());
+        };
+        let eps = shared.config.rms_norm_eps;
+        shared.kernels.rms_norm(x, gain, eps)
     }
 }
 
@@ -300,13 +319,13 @@ impl Decoder {
         let norms: usize = self
             .blocks
             .iter()
-            .map(|b| size(&b.attention_norm) + size(&b.mlp_norm))
+            .flat_map(|b| b.gains.values().map(size))
             .sum();
         let biases: usize = self.body().filter_map(|l| l.bias.as_ref()).map(size).sum();
         self.embedding.bytes() + head + norms + biases + size(&self.final_norm)
     }
 
     fn body(&self) -> impl Iterator<Item = &Linear> {
-        self.blocks.iter().flat_map(|b| b.linears())
+        self.blocks.iter().flat_map(|b| &b.linears)
     }
 }

@@ -25,7 +25,6 @@ pub fn decoder(
     kernels: &Arc<dyn Kernels>,
 ) -> Result<Decoder> {
     let parts = RandomParts {
-        config,
         spec,
         kernels: kernels.as_ref(),
         next_seed: AtomicU64::new(seed.wrapping_mul(SEED_STRIDE)),
@@ -37,7 +36,6 @@ pub fn decoder(
 const SEED_STRIDE: u64 = 1 << 20;
 
 struct RandomParts<'a> {
-    config: &'a Config,
     spec: &'a FormatSpec,
     kernels: &'a dyn Kernels,
     next_seed: AtomicU64,
@@ -48,35 +46,22 @@ impl RandomParts<'_> {
         // A weight may use two: its own and the next.
         self.next_seed.fetch_add(2, Relaxed)
     }
-
-    fn constant(&self, shape: &[usize], value: f32) -> Result<Tensor> {
-        let content = Content::Constant(value);
-        let what = Untrained::new("codes", DType::F16, shape, content);
-        self.kernels.fill(&what, 0)
-    }
 }
 
 impl Parts for RandomParts<'_> {
-    fn half(&self, _name: &str, shape: &[usize]) -> Result<Tensor> {
-        match *shape {
-            [rows, cols] => {
-                let numbers = dense::untrained(DType::F16, (rows, cols));
-                self.kernels.fill(&numbers, self.seed())
-            }
-            _ => self.constant(shape, 1.0),
+    fn half(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        if let [rows, cols] = *shape {
+            let numbers = dense::untrained(DType::F16, (rows, cols));
+            return self.kernels.fill(&numbers, self.seed());
         }
+        let value = if name.ends_with(".bias") { 0.0 } else { 1.0 };
+        let content = Content::Constant(value);
+        let what = Untrained::new("codes", DType::F16, shape, content);
+        self.kernels.fill(&what, 0)
     }
 
     fn weight(&self, _module: &str, shape: (usize, usize)) -> Result<Box<dyn PackedLinear>> {
         let seed = self.seed();
         packed::random_by(self.spec, shape, &mut |what| self.kernels.fill(what, seed))
-    }
-
-    fn bias(&self, module: &str, n_out: usize) -> Result<Option<Tensor>> {
-        let biased = ["q_proj", "k_proj", "v_proj"].map(|name| module.ends_with(name));
-        if !(self.config.qkv_bias && biased.contains(&true)) {
-            return Ok(None);
-        }
-        self.constant(&[n_out], 0.0).map(Some)
     }
 }

@@ -12,6 +12,7 @@ use crate::model::config::Config;
 use crate::model::decoder::{Block, Linear, Shared};
 use crate::model::kernels::{Kernels, Placing, Projected};
 use crate::model::kv_cache::{KvCache, KvPrecision, KvShape, LayerCache};
+use crate::model::layout::INPUTS;
 use crate::model::rope::Rope;
 use crate::packed::random::Untrained;
 use crate::packed::{self, PackedLinear, dense::Dense};
@@ -21,9 +22,6 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::View;
 use std::sync::{Arc, Mutex};
-
-/// The groups of linears of a block that share an input: q/k/v, o, gate/up, down.
-pub const GROUPS: usize = 4;
 
 /// The calibration texts between two blocks.
 pub struct Flow {
@@ -95,13 +93,15 @@ impl Flow {
         Ok(flow)
     }
 
-    /// Statistics of the four groups' inputs, with this block as it stands in the source, in the
+    /// Statistics of the inputs of [`INPUTS`], with this block as it stands in the source, in the
     /// dtype of the activations.
-    pub fn statistics(&mut self, block: Block) -> Result<[LayerStats; GROUPS]> {
-        let inputs = [&block.q, &block.o, &block.gate, &block.down].map(|l| l.weight.shape().1);
+    pub fn statistics(&mut self, block: Block) -> Result<Vec<LayerStats>> {
         let placed = self.placed(&block)?;
         drop(block);
-        let sums = inputs.map(|k| self.solver.sums(k));
+        let widths = INPUTS
+            .iter()
+            .map(|input| (input.linears[0].shape)(&self.config).1);
+        let sums: Vec<_> = widths.map(|k| self.solver.sums(k)).collect();
         let recorder = Recorder {
             kernels: self.kernels.as_ref(),
             recording: Mutex::new(Recording {
@@ -114,12 +114,8 @@ impl Flow {
         }
         self.kernels.synchronize()?;
         drop(placed);
-        let mut sums = recorder.finish().into_iter();
-        let mut next = || match sums.next() {
-            Some(sums) => sums.finish(),
-            None => Err(Error::defect("a group recorded nothing")),
-        };
-        Ok([next()?, next()?, next()?, next()?])
+        let sums = recorder.finish().into_iter();
+        sums.map(|sums| sums.finish()).collect()
     }
 
     /// Replaces every stream by what the (quantized) block makes of it.
@@ -171,26 +167,20 @@ impl Flow {
     }
 
     fn placed(&self, block: &Block) -> Result<Placed> {
-        let mut claims = vec![];
-        let mut linear = |linear: &Linear| {
-            let bias = linear.bias.as_ref();
-            Ok::<_, Error>(Linear {
-                weight: self.place_weight(&linear.weight, &mut claims)?,
-                bias: bias.map(|b| self.place(b, &mut claims)).transpose()?,
-            })
-        };
-        let [q, k, v, o, gate, up, down] = block.linears().map(&mut linear);
-        let block = Block {
-            q: q?,
-            k: k?,
-            v: v?,
-            o: o?,
-            gate: gate?,
-            up: up?,
-            down: down?,
-            attention_norm: self.place(&block.attention_norm, &mut claims)?,
-            mlp_norm: self.place(&block.mlp_norm, &mut claims)?,
-        };
+        let (mut claims, mut of_gains) = (vec![], vec![]);
+        let block = Block::new(
+            &self.config,
+            |row| {
+                let Linear { weight, bias } = block.linear(row.slot);
+                let bias = bias.as_ref();
+                Ok(Linear {
+                    weight: self.place_weight(weight, &mut claims)?,
+                    bias: bias.map(|b| self.place(b, &mut claims)).transpose()?,
+                })
+            },
+            |row| self.place(&block.gains[&row.norm], &mut of_gains),
+        )?;
+        claims.extend(of_gains);
         Ok(Placed {
             block,
             _claims: claims,
@@ -256,7 +246,7 @@ impl Recorder<'_> {
     fn sum_up(&self, x: &Tensor) -> Result<()> {
         let mut recording = lock(&self.recording);
         let group = recording.next;
-        recording.next = (group + 1) % GROUPS;
+        recording.next = (group + 1) % recording.sums.len();
         recording.sums[group].add(x)
     }
 

@@ -4,15 +4,17 @@
 //! it ([`super::calibration`]). The source is read tensor by tensor, and packed blocks go to a
 //! file as they come, so that of a large model one block at a time is in memory.
 
-use super::calibration::{Flow, GROUPS};
+use super::calibration::Flow;
 use crate::device::Gpu;
-use crate::formats::native::{self, PackedModel};
+use crate::formats::native::PackedModel;
 use crate::formats::source::{WeightSource, untied};
 use crate::model::config::Config;
 use crate::model::decoder::{Block, Linear};
 use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::KvPrecision;
-use crate::model::layout::{layout, module, weight_name};
+use crate::model::layout::{
+    self, EMBEDDING, FINAL_NORM, HEAD, INPUTS, Norm, Producer, Slot, bias_name, norms, weight_name,
+};
 use crate::packed::random::{self, Untrained};
 use crate::packed::{PackedLinear, dense::Dense, with_slice};
 use crate::quant::{
@@ -21,6 +23,7 @@ use crate::quant::{
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use half::f16;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,7 +71,7 @@ pub fn quantize_in(
 ) -> Result<Quantized> {
     let config = source.config().clone();
     let brought = method.brings(&ModelShape {
-        tensors: &layout(&config),
+        tensors: &layout::layout(&config),
         check_config: &|path, text| config.check_same(path, text),
     })?;
     let source: &dyn WeightSource = &Read {
@@ -93,21 +96,11 @@ pub fn quantize_in(
         model.spool_in(folder)?;
     }
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-    let embedding = f16_tensor(source, native::EMBEDDING, &[vocab, hidden])?;
-    model.add_tensor(
-        native::FINAL_NORM,
-        f16_tensor(source, native::FINAL_NORM, &[hidden])?,
-    )?;
+    let embedding = f16_tensor(source, EMBEDDING, &[vocab, hidden])?;
+    model.add_tensor(FINAL_NORM, f16_tensor(source, FINAL_NORM, &[hidden])?)?;
     if !config.tied_head {
-        model.add_tensor(
-            native::HEAD,
-            f16_tensor(source, native::HEAD, &[vocab, hidden])?,
-        )?;
-    } else if let Some(head) = brought
-        .map(|b| b.tensor(native::HEAD))
-        .transpose()?
-        .flatten()
-    {
+        model.add_tensor(HEAD, f16_tensor(source, HEAD, &[vocab, hidden])?)?;
+    } else if let Some(head) = brought.map(|b| b.tensor(HEAD)).transpose()?.flatten() {
         check_tied(&method.source(), &head, &embedding)?;
     }
     let mut flow = match calibrated {
@@ -120,18 +113,19 @@ pub fn quantize_in(
         )?),
         false => None,
     };
-    model.add_tensor(native::EMBEDDING, embedding)?;
+    model.add_tensor(EMBEDDING, embedding)?;
 
     let mut notes = Notes::new();
     for layer in 0..config.layers {
         progress(layer, config.layers)?;
         let mut raw = RawBlock::read(source, &config, layer)?;
-        let mut stats = match &mut flow {
+        let mut stats: Vec<Option<LayerStats>> = match &mut flow {
             Some(flow) => {
                 let dtype = setting.kernels.activation_dtype();
-                flow.statistics(raw.unquantized(dtype)?)?.map(Some)
+                let stats = flow.statistics(raw.unquantized(dtype)?)?;
+                stats.into_iter().map(Some).collect()
             }
-            None => [const { None }; GROUPS],
+            None => INPUTS.iter().map(|_| None).collect(),
         };
         raw.fold(method, &mut stats, &mut notes)?;
         let mut packed: Vec<Arc<dyn PackedLinear>> = vec![];
@@ -144,15 +138,13 @@ pub fn quantize_in(
         }
         drop(stats);
         let block = raw.block(packed)?;
-        for (name, gain) in [
-            (native::ATTENTION_NORM, &block.attention_norm),
-            (native::MLP_NORM, &block.mlp_norm),
-        ] {
-            model.add_tensor(&weight_name(&module(layer, name)), gain.clone())?;
+        for row in norms(&config) {
+            model.add_tensor(&row.tensor(layer), block.gains[&row.norm].clone())?;
         }
-        let biased = raw.members().zip(block.linears());
-        for (member, bias) in biased.filter_map(|(m, l)| Some((m, l.bias.as_ref()?))) {
-            model.add_tensor(&format!("{}.bias", member.name), bias.clone())?;
+        for (row, linear) in layout::linears().zip(&block.linears) {
+            if let Some(bias) = &linear.bias {
+                model.add_tensor(&bias_name(&row.module(layer)), bias.clone())?;
+            }
         }
         if let Some(flow) = &mut flow
             && layer + 1 < config.layers
@@ -212,83 +204,63 @@ impl WeightSource for Read<'_> {
     }
 }
 
-/// The four groups of a block, in the order of [`RawBlock::groups`].
-const QKV: usize = 0;
-const O: usize = 1;
-const GATE_UP: usize = 2;
-const DOWN: usize = 3;
-
-/// One block as the source has it, in F32.
-struct RawBlock {
-    groups: [Group; GROUPS],
-    /// Biases of q, k, v; empty where the family has none.
-    biases: Vec<Vec<f32>>,
-    attention_norm: Vec<f32>,
-    mlp_norm: Vec<f32>,
-    layer: usize,
+/// What methods call a linear.
+fn role(slot: Slot) -> Role {
+    match slot {
+        Slot::Q => Role::Query,
+        Slot::K => Role::Key,
+        Slot::V => Role::Value,
+        Slot::O => Role::Output,
+        Slot::Gate => Role::Gate,
+        Slot::Up => Role::Up,
+        Slot::Down => Role::Down,
+    }
 }
 
-impl RawBlock {
-    fn read(source: &dyn WeightSource, config: &Config, layer: usize) -> Result<Self> {
-        let hidden = config.hidden_size;
-        let q_width = config.heads * config.head_dim;
-        let kv_width = config.kv_heads * config.head_dim;
-        let ffn = config.intermediate_size;
-        let member = |name: &str, role, rows, cols| {
-            let name = module(layer, name);
-            let data = source.tensor(&weight_name(&name), &[rows, cols])?;
-            Ok::<_, Error>(Member {
-                name,
-                role,
-                weight: Matrix { rows, cols, data },
+/// One block as the source has it, in F32.
+struct RawBlock<'a> {
+    config: &'a Config,
+    layer: usize,
+    /// In the order of [`INPUTS`].
+    groups: Vec<Group>,
+    biases: BTreeMap<Slot, Vec<f32>>,
+    gains: BTreeMap<Norm, Vec<f32>>,
+}
+
+impl<'a> RawBlock<'a> {
+    fn read(source: &dyn WeightSource, config: &'a Config, layer: usize) -> Result<Self> {
+        let (mut groups, mut biases) = (vec![], BTreeMap::new());
+        for input in &INPUTS {
+            let mut members = vec![];
+            for row in input.linears {
+                let (name, (rows, cols)) = (row.module(layer), (row.shape)(config));
+                let data = source.tensor(&weight_name(&name), &[rows, cols])?;
+                if (row.has_bias)(config) {
+                    biases.insert(row.slot, source.tensor(&bias_name(&name), &[rows])?);
+                }
+                members.push(Member {
+                    name,
+                    role: role(row.slot),
+                    weight: Matrix { rows, cols, data },
+                });
+            }
+            groups.push(Group {
+                members,
+                foldable: (input.is_foldable)(config),
+            });
+        }
+        let gains = norms(config)
+            .map(|row| {
+                let gain = source.tensor(&row.tensor(layer), &[(row.width)(config)])?;
+                Ok((row.norm, gain))
             })
-        };
-        let group = |members, foldable| Group { members, foldable };
-        let norm = |name: &str| source.tensor(&weight_name(&module(layer, name)), &[hidden]);
-        let biases = if config.qkv_bias {
-            [("q", q_width), ("k", kv_width), ("v", kv_width)]
-                .into_iter()
-                .map(|(x, width)| {
-                    source.tensor(
-                        &module(layer, &format!("self_attn.{x}_proj.bias")),
-                        &[width],
-                    )
-                })
-                .collect::<Result<_>>()?
-        } else {
-            vec![]
-        };
+            .collect::<Result<_>>()?;
         Ok(RawBlock {
-            groups: [
-                group(
-                    vec![
-                        member("self_attn.q_proj", Role::Query, q_width, hidden)?,
-                        member("self_attn.k_proj", Role::Key, kv_width, hidden)?,
-                        member("self_attn.v_proj", Role::Value, kv_width, hidden)?,
-                    ],
-                    true,
-                ),
-                group(
-                    vec![member("self_attn.o_proj", Role::Output, hidden, q_width)?],
-                    // A narrower v_proj feeds several heads: no scale per input channel.
-                    config.heads == config.kv_heads,
-                ),
-                group(
-                    vec![
-                        member("mlp.gate_proj", Role::Gate, ffn, hidden)?,
-                        member("mlp.up_proj", Role::Up, ffn, hidden)?,
-                    ],
-                    true,
-                ),
-                group(
-                    vec![member("mlp.down_proj", Role::Down, hidden, ffn)?],
-                    true,
-                ),
-            ],
-            biases,
-            attention_norm: norm(native::ATTENTION_NORM)?,
-            mlp_norm: norm(native::MLP_NORM)?,
+            config,
             layer,
+            groups,
+            biases,
+            gains,
         })
     }
 
@@ -302,7 +274,7 @@ impl RawBlock {
     fn fold(
         &mut self,
         method: &dyn QuantMethod,
-        stats: &mut [Option<LayerStats>; GROUPS],
+        stats: &mut [Option<LayerStats>],
         notes: &mut Notes,
     ) -> Result<()> {
         let mut scales = vec![];
@@ -311,23 +283,14 @@ impl RawBlock {
             let chosen = method.fold(group, stats.as_ref(), notes)?;
             scales.push(chosen.filter(|_| group.foldable));
         }
-        for (g, scales) in scales.into_iter().enumerate() {
+        for (g, (scales, input)) in scales.into_iter().zip(&INPUTS).enumerate() {
             let Some(mut scales) = scales else { continue };
-            match g {
-                QKV => absorb_into_gain(&mut self.attention_norm, &mut scales),
-                GATE_UP => absorb_into_gain(&mut self.mlp_norm, &mut scales),
-                O => {
-                    let inverse: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
-                    self.groups[QKV].members[2].weight.scale_rows(&inverse);
-                    if let Some(bias) = self.biases.get_mut(2) {
-                        bias.iter_mut().zip(&inverse).for_each(|(b, s)| *b *= s);
-                    }
-                }
-                DOWN => {
-                    let inverse: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
-                    self.groups[GATE_UP].members[1].weight.scale_rows(&inverse);
-                }
-                _ => unreachable!("a block has four groups"),
+            match input.producer {
+                Producer::Norm(norm) => match self.gains.get_mut(&norm) {
+                    Some(gain) => absorb_into_gain(gain, &mut scales),
+                    None => continue,
+                },
+                Producer::Linear(slot) => self.divide_outputs(slot, &scales),
             }
             self.groups[g].scale_inputs(&scales);
             if let Some(stats) = &mut stats[g] {
@@ -335,6 +298,18 @@ impl RawBlock {
             }
         }
         Ok(())
+    }
+
+    /// Divides what a linear gives, channel by channel.
+    fn divide_outputs(&mut self, slot: Slot, scales: &[f32]) {
+        let inverse: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
+        let mut members = self.groups.iter_mut().flat_map(|g| &mut g.members);
+        if let Some(member) = members.nth(slot as usize) {
+            member.weight.scale_rows(&inverse);
+        }
+        if let Some(bias) = self.biases.get_mut(&slot) {
+            bias.iter_mut().zip(&inverse).for_each(|(b, s)| *b *= s);
+        }
     }
 
     /// The block with its weights as they are, in F32 or F16.
@@ -355,38 +330,25 @@ impl RawBlock {
         self.block(linears.collect::<Result<_>>()?)
     }
 
-    /// The block over these linears (q, k, v, o, gate, up, down).
+    /// The block over these linears, in the order of [`Slot`].
     fn block(&self, linears: Vec<Arc<dyn PackedLinear>>) -> Result<Block> {
-        let mut linears = linears.into_iter();
-        let mut biases = self.members().zip(&self.biases);
-        let mut next = |biased: bool| -> Result<Linear> {
-            let weight = linears
-                .next()
-                .ok_or_else(|| Error::defect("a method packed fewer linears than it was given"))?;
-            let bias = match biased.then(|| biases.next()).flatten() {
-                Some((member, bias)) => {
-                    let name = format!("{}.bias", member.name);
-                    Some(to_f16(&name, bias, &[bias.len()])?)
-                }
-                None => None,
-            };
-            Ok(Linear { weight, bias })
-        };
-        let gain = |name: &str, values: &[f32]| {
-            let name = weight_name(&module(self.layer, name));
-            to_f16(&name, values, &[values.len()])
-        };
-        Ok(Block {
-            attention_norm: gain(native::ATTENTION_NORM, &self.attention_norm)?,
-            q: next(true)?,
-            k: next(true)?,
-            v: next(true)?,
-            o: next(false)?,
-            mlp_norm: gain(native::MLP_NORM, &self.mlp_norm)?,
-            gate: next(false)?,
-            up: next(false)?,
-            down: next(false)?,
-        })
+        let layer = self.layer;
+        let f16 = |name: &str, values: &[f32]| to_f16(name, values, &[values.len()]);
+        Block::new(
+            self.config,
+            |row| {
+                let weight = linears.get(row.slot as usize).ok_or_else(|| {
+                    Error::defect("a method packed fewer linears than it was given")
+                })?;
+                let bias = self.biases.get(&row.slot);
+                let bias = bias.map(|values| f16(&bias_name(&row.module(layer)), values));
+                Ok(Linear {
+                    weight: weight.clone(),
+                    bias: bias.transpose()?,
+                })
+            },
+            |row| f16(&row.tensor(layer), &self.gains[&row.norm]),
+        )
     }
 }
 

@@ -23,6 +23,7 @@ use crate::model::generate::Generator;
 use crate::model::gpu::GpuKernels;
 use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::KvPrecision;
+use crate::model::layout::Slot;
 use crate::model::synthetic;
 use crate::quant::Calibration;
 use crate::record::rows::Status;
@@ -319,7 +320,7 @@ fn measure_memory(
     let highest = |of: fn(&Usage) -> usize| phases.iter().map(|(_, u)| of(u)).max().unwrap_or(0);
     let other_bytes = highest(|u| u.other_bytes);
     let rope_bytes = decoder.rope.bytes();
-    let first = &decoder.blocks[0].q.weight;
+    let first = &decoder.blocks[0].linear(Slot::Q).weight;
     let product = |rows| decoder.kernels.product_name(first.as_ref(), rows);
     Ok(MemoryResult {
         load_s: load.seconds,

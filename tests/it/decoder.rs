@@ -4,11 +4,11 @@ use crate::common::{cpu, packed, root, smollm2};
 use candle_core::{DType, Device, Tensor};
 use quantbench::data::protocol::{Length, Protocol, SpecialTokens};
 use quantbench::formats;
-use quantbench::formats::native;
 use quantbench::measure::nll;
 use quantbench::measure::quality::{CachedDecoder, Plan, ScoredText, TokenStream, nll_nats};
 use quantbench::model::decoder::Decoder;
 use quantbench::model::kv_cache::{KvCache, KvPrecision};
+use quantbench::model::layout;
 use quantbench::model::synthetic;
 use quantbench::packed::dense::Dense;
 use quantbench::quant;
@@ -202,7 +202,7 @@ fn smollm2_reproduces_the_reference_implementation() {
 fn use_f32_embedding_and_norms(decoder: &mut Decoder, model: &std::path::Path) {
     let source = formats::open(Some(model)).unwrap();
     let (vocab, hidden) = (decoder.config.vocab_size, decoder.config.hidden_size);
-    let values = source.tensor(native::EMBEDDING, &[vocab, hidden]).unwrap();
+    let values = source.tensor(layout::EMBEDDING, &[vocab, hidden]).unwrap();
     let embedding = Arc::new(Dense::new(DType::F32, &values, (vocab, hidden)).unwrap());
     decoder.embedding = embedding.clone();
     decoder.head = embedding;
@@ -210,11 +210,11 @@ fn use_f32_embedding_and_norms(decoder: &mut Decoder, model: &std::path::Path) {
         let values = source.tensor(name, &[hidden]).unwrap();
         Tensor::from_vec(values, hidden, &Device::Cpu).unwrap()
     };
-    decoder.final_norm = gain(native::FINAL_NORM);
+    decoder.final_norm = gain(layout::FINAL_NORM);
     for (layer, block) in decoder.blocks.iter_mut().enumerate() {
-        let norm = |name: &str| gain(&native::weight_name(&native::module(layer, name)));
-        block.attention_norm = norm(native::ATTENTION_NORM);
-        block.mlp_norm = norm(native::MLP_NORM);
+        for row in layout::norms(&decoder.config) {
+            block.gains.insert(row.norm, gain(&row.tensor(layer)));
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use quantbench::model::generate::Generator;
 use quantbench::model::gpu::GpuKernels;
 use quantbench::model::kernels::{CpuKernels, Kernels};
 use quantbench::model::kv_cache::KvPrecision;
+use quantbench::model::layout::Slot;
 use quantbench::model::synthetic;
 use quantbench::packed::gpu::{Choice, Output, Product, Products};
 use quantbench::packed::{self, PackedLinear};
@@ -70,7 +71,11 @@ fn on_cpu(precision: &str) -> Loaded {
 /// Whether a precision rounds the inputs of its products to 8 bits.
 fn rounds_inputs(precision: &str) -> bool {
     let loaded = on_cpu(precision);
-    loaded.decoder.blocks[0].q.weight.activations().is_some()
+    loaded.decoder.blocks[0]
+        .linear(Slot::Q)
+        .weight
+        .activations()
+        .is_some()
 }
 
 /// Ids of a text that a model might see, `batch` times `tokens`.
@@ -272,15 +277,7 @@ fn stored_bytes(decoder: &Decoder) -> Vec<Vec<u8>> {
     let bytes = |t: &Tensor| View::data(&t.to_device(&Device::Cpu).unwrap()).into_owned();
     let mut all = vec![bytes(decoder.embedding.codes()), bytes(&decoder.final_norm)];
     for block in &decoder.blocks {
-        for linear in [
-            &block.q,
-            &block.k,
-            &block.v,
-            &block.o,
-            &block.gate,
-            &block.up,
-            &block.down,
-        ] {
+        for linear in &block.linears {
             all.extend(linear.weight.stored().iter().map(|s| bytes(&s.tensor)));
         }
     }
@@ -432,7 +429,7 @@ fn products_of_every_format_and_number_of_rows_equal_the_dequantized_weight() {
     for precision in precisions(&driver) {
         let loaded = on_cpu(precision);
         // 256 inputs or more, and rows on both sides of what the fused kernels serve.
-        let weight = loaded.decoder.blocks[0].k.weight.as_ref();
+        let weight = loaded.decoder.blocks[0].linear(Slot::K).weight.as_ref();
         for choice in [Choice::Auto, Choice::Dequantize] {
             let products = Products::new(gpu.clone(), choice);
             for rows in [1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 130] {

@@ -286,7 +286,7 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 
 /// Codes of all linears of a block.
 fn block_codes(loaded: &native::Loaded, block: usize) -> Vec<u8> {
-    let linears = loaded.decoder.blocks[block].linears();
+    let linears = &loaded.decoder.blocks[block].linears;
     let bytes = linears.iter().flat_map(|l| codes(l.weight.as_ref()));
     bytes.flat_map(|byte| [byte & 15, byte >> 4]).collect()
 }
@@ -334,9 +334,9 @@ fn blocks_see_the_inputs_that_they_see_on_the_cpu() {
 }
 
 /// `Σ tr(D H Dᵀ)` over a block's linears, `D` between a packed model and the whole one.
-fn output_error(packed: &native::Loaded, whole: &native::Loaded, stats: &[LayerStats; 4]) -> f64 {
+fn output_error(packed: &native::Loaded, whole: &native::Loaded, stats: &[LayerStats]) -> f64 {
     let linears = |loaded: &native::Loaded| -> Vec<Vec<f32>> {
-        let linears = loaded.decoder.blocks[0].linears();
+        let linears = &loaded.decoder.blocks[0].linears;
         linears
             .iter()
             .map(|l| l.weight.dequantize().unwrap())

@@ -158,7 +158,7 @@ fn a_planted_leak_raises_the_peak_by_its_size() {
     rayon::broadcast(|_| ());
     let mut peak = |leak: bool| {
         if leak {
-            let first = &mut loaded.decoder.blocks[0].q;
+            let first = &mut loaded.decoder.blocks[0].linears[0];
             first.weight = Arc::new(Leaky {
                 inner: first.weight.clone(),
                 leaked: Mutex::new(false),
@@ -186,7 +186,7 @@ fn a_planted_leak_raises_the_peak_by_its_size() {
 fn the_peak_does_not_depend_on_which_threads_are_awake() {
     let _alone = alone();
     let loaded = packed(None, "int8", 300);
-    let weight = &loaded.decoder.blocks[0].q.weight;
+    let weight = &loaded.decoder.blocks[0].linears[0].weight;
     let x = Tensor::zeros((256, weight.shape().1), DType::F32, &Device::Cpu).unwrap();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build();
     let pool = pool.unwrap();

@@ -6,7 +6,7 @@ use super::file::{Gguf, damaged};
 use crate::formats::source::{WeightSource, check_layout, check_shape, display_name, missing};
 use crate::hash::sha256;
 use crate::model::config::{Config, RopeScaling};
-use crate::model::layout::is_body_linear;
+use crate::model::layout::{self, hugging_face_name, is_body_linear};
 use crate::{Error, Result};
 use candle_core::quantized::GgmlDType;
 use std::collections::BTreeMap;
@@ -54,31 +54,6 @@ pub(crate) fn open(path: &Path) -> Result<GgufSource> {
 }
 
 const ROPE_FACTORS: &str = "rope_freqs.weight";
-
-fn hugging_face_name(gguf: &str) -> Option<String> {
-    Some(match gguf {
-        "token_embd.weight" => "model.embed_tokens.weight".into(),
-        "output_norm.weight" => "model.norm.weight".into(),
-        "output.weight" => "lm_head.weight".into(),
-        _ => {
-            let (layer, rest) = gguf.strip_prefix("blk.")?.split_once('.')?;
-            let (module, parameter) = rest.split_once('.')?;
-            let module = match module {
-                "attn_norm" => "input_layernorm",
-                "ffn_norm" => "post_attention_layernorm",
-                "attn_q" => "self_attn.q_proj",
-                "attn_k" => "self_attn.k_proj",
-                "attn_v" => "self_attn.v_proj",
-                "attn_output" => "self_attn.o_proj",
-                "ffn_gate" => "mlp.gate_proj",
-                "ffn_up" => "mlp.up_proj",
-                "ffn_down" => "mlp.down_proj",
-                _ => return None,
-            };
-            format!("model.layers.{layer}.{module}.{parameter}")
-        }
-    })
-}
 
 /// The model's shape from metadata and tensor table.
 fn config(file: &Gguf) -> Result<Config> {
@@ -317,8 +292,8 @@ impl WeightSource for GgufSource {
             .ok_or_else(|| missing(&self.file.path, name, expected))?;
         check_shape(&self.file.path, name, expected, &tensor.shape)?;
         let values = self.file.dequantize(tensor)?;
-        let rotary = name.contains(".self_attn.q_proj.") || name.contains(".self_attn.k_proj.");
-        if rotary && self.config.architecture == "llama" {
+        let is_rotary = layout::linear(name).is_some_and(|row| row.is_rotary);
+        if is_rotary && self.config.architecture == "llama" {
             let columns = tensor.shape.get(1).copied().unwrap_or(1);
             return Ok(unpermute(&values, self.config.head_dim, columns));
         }
