@@ -3,7 +3,8 @@
 //! A copy is made beside its destination and then exchanged with it, so that a reader meets the
 //! old baseline or the new one, and a crash leaves one of the two.
 
-use super::side::{RUN_FILES, run_folders};
+use super::side::run_folders;
+use crate::record::tables::TABLES;
 use crate::{Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,9 +38,9 @@ pub fn save(from: &Path, dir: &Path, name: &str) -> Result<PathBuf> {
     for (run, source) in runs {
         let target = copy.join(run);
         fs::create_dir_all(&target).map_err(|e| Error::io(&target, e, next))?;
-        for file in RUN_FILES.map(|f| source.join(f)) {
-            let target = target.join(file.file_name().unwrap_or_default());
-            match fs::copy(&file, &target) {
+        for table in TABLES {
+            let file = source.join(table.name);
+            match fs::copy(&file, target.join(table.name)) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     return Err(Error::io(&file, e, next));
                 }
@@ -91,6 +92,7 @@ fn exchange(_: &Path, _: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Tables;
 
     #[test]
     fn names_stay_inside_their_folder() {
@@ -132,6 +134,18 @@ mod tests {
         assert_eq!(left, 1, "something stayed beside the baseline");
         assert!(save(&baselines.join("nothing"), &baselines, "main").is_err());
         assert!(kept.exists());
+    }
+
+    #[test]
+    fn a_baseline_keeps_every_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let (run, baselines) = (dir.path().join("run"), dir.path().join("baselines"));
+        Tables::default().write(&run).unwrap();
+        let kept = save(&run, &baselines, "main").unwrap();
+        for table in TABLES {
+            let bytes = |dir: &Path| fs::read(dir.join(table.name)).unwrap();
+            assert_eq!(bytes(&kept), bytes(&run), "{}", table.name);
+        }
     }
 
     #[test]

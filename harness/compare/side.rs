@@ -1,19 +1,10 @@
 //! One side of a comparison: a run, or a folder of runs that are matched by name.
 
 use crate::record::Tables;
+use crate::record::tables::is_run;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// Files of a run that a comparison reads, and a baseline keeps.
-pub const RUN_FILES: [&str; 6] = [
-    "results.csv",
-    "quality.csv",
-    "pairs.csv",
-    "windows.csv",
-    "samples.csv",
-    "run.json",
-];
 
 /// The runs of a folder.
 pub struct Side {
@@ -57,19 +48,18 @@ impl Side {
     }
 }
 
-/// Name and folder of every run in `dir`. The tables of a suite of several models stand beside
-/// their runs, so that it is `run.json` that makes a folder a run.
+/// Name and folder of every run in `dir`.
 pub fn run_folders(dir: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let next = "name the folder of a run (it holds results.csv and run.json), or of several";
     let itself = || BTreeMap::from([(String::new(), dir.to_path_buf())]);
-    if dir.join("run.json").is_file() {
+    if is_run(dir) {
         return Ok(itself());
     }
     let mut folders = BTreeMap::new();
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e, next))? {
         let path = entry.map_err(|e| Error::io(dir, e, next))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !name.starts_with('.') && path.join("run.json").is_file() {
+        if !name.starts_with('.') && is_run(&path) {
             folders.insert(name.into_owned(), path);
         }
     }

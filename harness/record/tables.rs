@@ -1,7 +1,8 @@
 //! The files of a run: CSV tables and `run.json`, read and written whole.
 //!
-//! A file is written beside its destination and then renamed, so a reader never meets half a
-//! table. Column names and their order come from the row structs alone.
+//! [`TABLES`] is the only list of them: reading, writing, saved baselines and the lists that reports
+//! show follow from it. A file is written beside its destination and then renamed, so a reader
+//! never meets half a table. Column names and their order come from the row structs alone.
 
 use crate::record::rows::{
     ChoiceRow, PairRow, QualityRow, ResultRow, SampleRow, SpeedPairRow, WindowRow,
@@ -22,11 +23,68 @@ pub struct Tables {
     pub speed_pairs: Vec<SpeedPairRow>,
     pub info: RunInfo,
     pub choices: Vec<ChoiceRow>,
+    /// Shows that a field here and a line in [`TABLES`] are all that a table needs.
+    #[cfg(test)]
+    pub added: Vec<PairRow>,
 }
 
+/// One file of a run.
+pub struct RunFile {
+    pub name: &'static str,
+    /// What it holds, as reports say it.
+    pub holds: &'static str,
+    /// A folder without it holds no run.
+    pub required: bool,
+    read: fn(&mut Tables, &Path) -> Result<()>,
+    write: fn(&Tables, &Path) -> Result<()>,
+}
+
+/// A CSV table whose rows are this field of [`Tables`].
+macro_rules! csv_table {
+    ($rows:ident, $name:literal, $holds:literal) => {
+        csv_table!($rows, $name, $holds, required: false)
+    };
+    ($rows:ident, $name:literal, $holds:literal, required: $required:literal) => {
+        RunFile {
+            name: $name,
+            holds: $holds,
+            required: $required,
+            read: |tables, path| read_csv(path).map(|rows| tables.$rows = rows),
+            write: |tables, path| write_csv(path, &tables.$rows),
+        }
+    };
+}
+
+/// The files of a run, in the order in which reports list them.
+pub const TABLES: &[RunFile] = &[
+    csv_table!(results, "results.csv", "one row per precision", required: true),
+    csv_table!(quality, "quality.csv", "perplexity by text and protocol"),
+    csv_table!(pairs, "pairs.csv", "differences between all pairs"),
+    csv_table!(windows, "windows.csv", "loss of every window"),
+    csv_table!(samples, "samples.csv", "every timed repetition"),
+    csv_table!(
+        speed_pairs,
+        "speed_pairs.csv",
+        "ratios of speeds between all pairs"
+    ),
+    RunFile {
+        name: "run.json",
+        holds: "configuration, machine, provenance",
+        required: true,
+        read: |tables, path| read_info(path).map(|info| tables.info = info),
+        write: |tables, path| write_info(path, &tables.info),
+    },
+    csv_table!(
+        choices,
+        "choices.csv",
+        "right answers to multiple-choice items"
+    ),
+    #[cfg(test)]
+    csv_table!(added, "added.csv", "rows that only tests have"),
+];
+
 impl Tables {
-    /// Reads the run in `dir`. `results.csv` and `run.json` must be there; a run that was cut
-    /// short may lack the others.
+    /// Reads the run in `dir`. A run that was cut short may lack the files that are not required.
     pub fn read(dir: &Path) -> Result<Self> {
         let results = dir.join("results.csv");
         if !results.exists() {
@@ -36,31 +94,33 @@ impl Tables {
                 "give the folder that a run wrote (it holds results.csv and run.json)",
             ));
         }
-        Ok(Tables {
-            results: read_csv(&results)?,
-            quality: read_csv_if_there(&dir.join("quality.csv"))?,
-            pairs: read_csv_if_there(&dir.join("pairs.csv"))?,
-            windows: read_csv_if_there(&dir.join("windows.csv"))?,
-            samples: read_csv_if_there(&dir.join("samples.csv"))?,
-            speed_pairs: read_csv_if_there(&dir.join("speed_pairs.csv"))?,
-            info: read_info(&dir.join("run.json"))?,
-            choices: read_csv_if_there(&dir.join("choices.csv"))?,
-        })
+        let mut tables = Tables::default();
+        for table in TABLES {
+            let path = dir.join(table.name);
+            if table.required || path.exists() {
+                (table.read)(&mut tables, &path)?;
+            }
+        }
+        Ok(tables)
     }
 
-    /// Writes all files into `dir`, which is made if need be.
+    /// Writes all files into `dir`, which is made if need be. Those that make it a run come last.
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir)
             .map_err(|e| Error::io(dir, e, "choose a folder that can be written"))?;
-        write_csv(&dir.join("results.csv"), &self.results)?;
-        write_csv(&dir.join("quality.csv"), &self.quality)?;
-        write_csv(&dir.join("pairs.csv"), &self.pairs)?;
-        write_csv(&dir.join("windows.csv"), &self.windows)?;
-        write_csv(&dir.join("samples.csv"), &self.samples)?;
-        write_csv(&dir.join("choices.csv"), &self.choices)?;
-        write_csv(&dir.join("speed_pairs.csv"), &self.speed_pairs)?;
-        write_info(&dir.join("run.json"), &self.info)
+        for required in [false, true] {
+            for table in TABLES.iter().filter(|table| table.required == required) {
+                (table.write)(self, &dir.join(table.name))?;
+            }
+        }
+        Ok(())
     }
+}
+
+/// Whether `dir` is the folder of a run. The tables of a suite of several models stand beside
+/// their runs, so that it is `run.json` that makes a folder a run.
+pub fn is_run(dir: &Path) -> bool {
+    dir.join("run.json").is_file()
 }
 
 /// Every table has it.
@@ -91,14 +151,6 @@ pub fn read_csv<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
         rows.push(row.map_err(|e| damaged(path, &e, Some((&header, &record))))?);
     }
     Ok(rows)
-}
-
-fn read_csv_if_there<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    if path.exists() {
-        read_csv(path)
-    } else {
-        Ok(Vec::new())
-    }
 }
 
 /// Writes one CSV table; the header is there even without rows.
@@ -261,4 +313,42 @@ pub fn clear(dir: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_with_an_added_row() -> Tables {
+        let row = PairRow {
+            run_id: "one".into(),
+            delta_nll_nats: 0.25,
+            ..PairRow::default()
+        };
+        Tables {
+            added: vec![row],
+            ..Tables::default()
+        }
+    }
+
+    #[test]
+    fn a_table_is_a_field_and_a_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let tables = run_with_an_added_row();
+        tables.write(dir.path()).unwrap();
+        assert_eq!(Tables::read(dir.path()).unwrap(), tables);
+    }
+
+    #[test]
+    fn a_run_lacks_only_what_is_not_required() {
+        for table in TABLES {
+            let dir = tempfile::tempdir().unwrap();
+            run_with_an_added_row().write(dir.path()).unwrap();
+            std::fs::remove_file(dir.path().join(table.name)).unwrap();
+            match Tables::read(dir.path()) {
+                Ok(_) => assert!(!table.required, "{}", table.name),
+                Err(e) => assert!(table.required && e.to_string().contains(table.name), "{e}"),
+            }
+        }
+    }
 }

@@ -1,9 +1,9 @@
 //! `index.html`: one file that needs nothing else, no script and no network.
 
-use super::content::{self, FILES, Kind, Table};
+use super::content::{self, Kind, Table};
 use super::plots::{Figure, style};
 use crate::record::format::one_line;
-use crate::record::tables::Tables;
+use crate::record::tables::{TABLES, Tables};
 use crate::{Error, Result};
 use askama::Template;
 use std::path::Path;

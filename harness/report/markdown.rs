@@ -1,9 +1,9 @@
 //! `report.md`: the same tables and sentences for places that show Markdown.
 
-use super::content::{self, FILES, Kind, Table};
+use super::content::{self, Kind, Table};
 use super::plots::Figure;
 use crate::record::format::one_line;
-use crate::record::tables::Tables;
+use crate::record::tables::{TABLES, Tables};
 
 /// The whole file.
 pub fn page(tables: &Tables, figures: &[Figure]) -> String {
@@ -75,9 +75,9 @@ pub fn page(tables: &Tables, figures: &[Figure]) -> String {
             &format!("    {}\n", one_line(&tables.info.command)),
         );
     }
-    let files: String = FILES
+    let files: String = TABLES
         .iter()
-        .map(|(name, what)| format!("- [{name}]({name}): {what}\n"))
+        .map(|file| format!("- [{0}]({0}): {1}\n", file.name, file.holds))
         .collect();
     page += &section("Files", &files);
     page

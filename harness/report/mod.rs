@@ -1,7 +1,7 @@
 //! Renders a run's files. Sees rows only: no weights, no models, no measurement.
 //!
 //! ```text
-//! results.csv quality.csv pairs.csv windows.csv samples.csv speed_pairs.csv choices.csv run.json
+//! the files of a run, listed in record::tables::TABLES
 //!   └► Tables ─┬► plots/     one file per plot, listed in PLOTS ─► *.svg *.png
 //!              └► content    tables and sentences, formatted once ─┬► index.html
 //!                                                                  ├► report.md
@@ -63,4 +63,22 @@ pub fn render(dir: &Path) -> Result<Rendered> {
     )?;
     tables::write_whole(&rendered.html, html::page(&tables, &figures)?.as_bytes())?;
     Ok(rendered)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_list_every_table() {
+        let dir = tempfile::tempdir().unwrap();
+        Tables::default().write(dir.path()).unwrap();
+        let rendered = render(dir.path()).unwrap();
+        for page in [rendered.html, rendered.markdown] {
+            let page = std::fs::read_to_string(page).unwrap();
+            for table in tables::TABLES {
+                assert!(page.contains(table.name) && page.contains(table.holds));
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //! runs. Each run is whole in a folder of its own below.
 
 use crate::record::rows::Status;
-use crate::record::tables::{Tables, write_csv, write_whole};
+use crate::record::tables::{Tables, is_run, write_csv, write_whole};
 use crate::{Error, Result};
 use askama::Template;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ struct Line {
 
 /// Refuses a folder that holds the run of one model, which the tables of several would replace.
 pub fn check(dir: &Path) -> Result<()> {
-    match dir.join("run.json").exists() {
+    match is_run(dir) {
         false => Ok(()),
         true => Err(Error::usage(
             format!("{} holds the run of one model", dir.display()),
@@ -36,7 +36,7 @@ pub fn check(dir: &Path) -> Result<()> {
 pub fn below(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
-        .filter(|entry| entry.path().join("run.json").is_file())
+        .filter(|entry| is_run(&entry.path()))
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
     names.sort();

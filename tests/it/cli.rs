@@ -4,6 +4,7 @@ use crate::common::{model_copy, quantbench, quick_run, quick_run_with_roofline, 
 use quantbench::record::Tables;
 use quantbench::record::rows::{ResultRow, Status};
 use quantbench::record::run_info::StopRule;
+use quantbench::record::tables::TABLES;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -36,14 +37,8 @@ fn edit(path: &Path, from: &str, to: &str) {
     fs::write(path, text.replace(from, to)).unwrap();
 }
 
+/// Beside the files of [`TABLES`].
 const OUTPUTS: &[&str] = &[
-    "results.csv",
-    "quality.csv",
-    "pairs.csv",
-    "windows.csv",
-    "samples.csv",
-    "speed_pairs.csv",
-    "run.json",
     "report.md",
     "index.html",
     "quality_vs_memory.svg",
@@ -58,7 +53,8 @@ fn a_run_leaves_every_output_and_consistent_numbers() {
     let out = tempfile::tempdir().unwrap();
     let output = run(&mut quick_run_with_roofline(out.path()));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    for name in OUTPUTS {
+    let tables = TABLES.iter().map(|table| table.name);
+    for name in tables.chain(OUTPUTS.iter().copied()) {
         let size = fs::metadata(out.path().join(name)).unwrap().len();
         assert!(size > 0, "{name} is empty");
     }

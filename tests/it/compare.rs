@@ -2,11 +2,13 @@
 //! exit code, every reason for not comparing, hostile folders, and all four formats.
 
 use crate::common::{quantbench, stderr, stdout};
+use quantbench::compare::baseline::save;
 use quantbench::compare::metric::{Better, Evidence, METRICS, Metric};
 use quantbench::compare::thresholds::Thresholds;
 use quantbench::record::Tables;
-use quantbench::record::rows::{QualityRow, ResultRow, SampleRow, Status, WindowRow};
+use quantbench::record::rows::{ChoiceRow, QualityRow, ResultRow, SampleRow, Status, WindowRow};
 use quantbench::record::run_info::{GpuInfo, TextInfo};
+use quantbench::report;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -1215,6 +1217,37 @@ fn baselines_are_kept_by_name() {
         Some(0)
     );
     assert_eq!(run(&pair.changed(), &["--baseline", "main"]).0, Some(0));
+}
+
+#[test]
+fn a_baseline_renders_as_its_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run, baselines) = (dir.path().join("run"), dir.path().join("baselines"));
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/report/run");
+    let mut tables = Tables::read(&golden).unwrap();
+    assert!(!tables.speed_pairs.is_empty());
+    tables.choices = vec![ChoiceRow {
+        run_id: tables.info.run_id.clone(),
+        precision: tables.info.reference.clone(),
+        kv_cache: tables.results[0].kv_cache.clone(),
+        dataset: "questions".into(),
+        items: 8,
+        correct: 6,
+        accuracy: 0.75,
+        ..ChoiceRow::default()
+    }];
+    tables.write(&run).unwrap();
+    let kept = save(&run, &baselines, "main").unwrap();
+    assert_eq!(Tables::read(&kept).unwrap(), tables);
+    let pages = |dir: &Path| {
+        let rendered = report::render(dir).unwrap();
+        [rendered.html, rendered.markdown].map(|page| fs::read_to_string(page).unwrap())
+    };
+    let [html, markdown] = pages(&kept);
+    assert_eq!([html.clone(), markdown.clone()], pages(&run));
+    for page in [html, markdown] {
+        assert!(page.contains("questions"), "{page}");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ mod tables;
 pub use choices::choices;
 pub use divergence::{confidence, divergence, has_divergence, is_noise_floor};
 pub use pairs::{pair_sentences, pairs, speed_pairs};
-pub use sentences::{FILES, headline, method_notes, notices, options, warnings};
+pub use sentences::{headline, method_notes, notices, options, warnings};
 pub use sweep::{first_workload, sweep};
 pub use tables::{
     Cell, Column, Kind, PARTS, Part, Row, Table, domains, memory, methods, results, texts,

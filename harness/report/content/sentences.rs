@@ -742,15 +742,3 @@ pub fn options(tables: &Tables) -> Vec<String> {
         .map(|(name, value)| one_line(&format!("{name} = {}", json_text(value))))
         .collect()
 }
-
-/// The files of a run that lie beside the report, and what each holds.
-pub const FILES: [(&str, &str); 8] = [
-    ("results.csv", "one row per precision"),
-    ("quality.csv", "perplexity by text and protocol"),
-    ("pairs.csv", "differences between all pairs"),
-    ("windows.csv", "loss of every window"),
-    ("samples.csv", "every timed repetition"),
-    ("speed_pairs.csv", "ratios of speeds between all pairs"),
-    ("run.json", "configuration, machine, provenance"),
-    ("choices.csv", "right answers to multiple-choice items"),
-];
