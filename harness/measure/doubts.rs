@@ -237,7 +237,7 @@ mod tests {
             .collect()
     }
 
-    fn kinds(warnings: &[Warning]) -> Vec<&'static str> {
+    fn kinds(warnings: &[Warning]) -> Vec<String> {
         warnings.iter().map(Warning::kind).collect()
     }
 
