@@ -1,9 +1,9 @@
 //! The table of right answers to multiple-choice items.
 
-use super::tables::column;
-use super::*;
-use crate::record::format::one_line;
-use crate::record::format::{self, ABSENT};
+use super::rows::cell_label;
+use super::table::{Cell, Kind, Row, Table, column};
+use crate::record::format::{self, ABSENT, one_line};
+use crate::record::tables::Tables;
 
 /// One line per precision, KV cache and set.
 pub fn choices(tables: &Tables) -> Table {

@@ -1,23 +1,11 @@
 //! How far precisions are from the reference, token by token: its tables and sentences.
 
-use super::tables::{Cell, Kind, Row, Table, column};
-use super::*;
-use crate::record::format::one_line;
-use crate::record::format::{self, ABSENT};
-use crate::record::rows::Status;
+use super::rows::{comparable, has_divergence, is_noise_floor, is_reference, label};
+use super::table::{Cell, Kind, Row, Table, column};
+use crate::record::format::{self, ABSENT, one_line};
+use crate::record::rows::{ResultRow, Status};
 use crate::record::run_info::{CellDetail, Divergence};
-
-/// Whether a precision shows what cannot be told from the reference, rather than one to choose.
-pub fn is_noise_floor(tables: &Tables, precision: &str) -> bool {
-    let mut floors = tables.info.noise_floors.iter();
-    floors.any(|id| id == precision)
-}
-
-/// Whether any row was compared token by token.
-pub fn has_divergence(tables: &Tables) -> bool {
-    let mut rows = tables.results.iter();
-    rows.any(|row| row.kl_mean_nats.is_some())
-}
+use crate::record::tables::Tables;
 
 /// Mean divergence of a row, for the main table.
 pub(super) fn kl_cell(tables: &Tables, row: &ResultRow) -> Cell {

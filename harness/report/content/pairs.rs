@@ -1,10 +1,11 @@
 //! Every precision beside every other: what one costs and gains, and where nothing was shown.
 
-use super::tables::{Cell, Kind, Row, Table, change, column, percent_decimals};
-use super::*;
-use crate::record::format::one_line;
-use crate::record::format::{self, ABSENT};
-use crate::record::rows::{PairRow, SpeedPairRow};
+use super::rows::{is_noise_floor, protocol};
+use super::table::{Cell, Kind, Row, Table, change, column, percent_decimals};
+use crate::record::format::{self, ABSENT, one_line};
+use crate::record::rows::{OVERALL, PairRow, SpeedPairRow};
+use crate::record::tables::Tables;
+use std::collections::BTreeSet;
 
 /// What is said of an interval that holds the value of equal precisions.
 const NOT_SHOWN: &str = "no difference shown";

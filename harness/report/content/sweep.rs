@@ -1,10 +1,11 @@
 //! Runs with several batches or contexts: the table of all of them, and the run as summaries see
 //! it, at the first.
 
-use super::tables::{Cell, Column, Kind, Row, Table, column, rate, rate_decimals};
-use super::*;
+use super::rows::{label, memory_unit};
+use super::table::{Cell, Column, Kind, Row, Table, column, rate, rate_decimals};
 use crate::record::format::one_line;
-use crate::record::rows::Status;
+use crate::record::rows::{ResultRow, Status};
+use crate::record::tables::Tables;
 use std::borrow::Cow;
 
 /// Batch and context of a row.

@@ -1,80 +1,17 @@
 //! The tables of a report.
 
-use super::*;
-use crate::record::format::one_line;
-use crate::record::format::{self, ABSENT};
-use crate::record::rows::Status;
-
-/// One table, ready to be laid out.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Table {
-    pub columns: Vec<Column>,
-    pub rows: Vec<Row>,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Column {
-    pub head: String,
-    pub unit: String,
-    /// For narrow output: what is being counted, unit included.
-    pub short: String,
-    pub kind: Kind,
-}
-
-/// How the cells of a column are set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A word or two, never broken.
-    Word,
-    /// Aligned right.
-    Number,
-    /// Of any length, broken where needed.
-    Prose,
-}
-
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Row {
-    pub cells: Vec<Cell>,
-    pub failed: bool,
-}
-
-/// A value, and its uncertainty or remark in a quieter voice.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Cell {
-    pub text: String,
-    pub extra: String,
-}
-
-impl Cell {
-    pub(super) fn new(text: impl Into<String>, extra: impl Into<String>) -> Self {
-        Cell {
-            text: text.into(),
-            extra: extra.into(),
-        }
-    }
-
-    pub(super) fn optional(text: Option<String>) -> Self {
-        Cell::new(text.unwrap_or_else(|| ABSENT.into()), "")
-    }
-
-    /// Value and remark on one line.
-    pub fn joined(&self) -> String {
-        if self.extra.is_empty() {
-            self.text.clone()
-        } else {
-            format!("{} {}", self.text, self.extra)
-        }
-    }
-}
-
-pub(super) fn column(head: &str, unit: &str, short: &str, kind: Kind) -> Column {
-    Column {
-        head: head.into(),
-        unit: unit.into(),
-        short: short.into(),
-        kind,
-    }
-}
+use super::divergence::kl_cell;
+use super::rows::{
+    Interval, comparable, datasets, has_divergence, has_shares, is_reference, label, memory_unit,
+    perplexity_interval, quality, quality_label,
+};
+use super::table::{
+    Cell, Kind, Row, Table, change, column, json_text, percent_decimals, rate, rate_decimals,
+    result_percent_decimals,
+};
+use crate::record::format::{self, ABSENT, one_line};
+use crate::record::rows::{ResultRow, Status};
+use crate::record::tables::Tables;
 
 /// Decimals shared by all perplexities of the report's protocol.
 fn perplexity_decimals(tables: &Tables) -> usize {
@@ -88,68 +25,6 @@ fn perplexity_decimals(tables: &Tables) -> usize {
     format::column_decimals(half_width(Interval::Paired), 2, 3)
         .or_else(|| format::column_decimals(half_width(Interval::Text), 1, 3))
         .unwrap_or(2)
-}
-
-/// The change of perplexity in %, with its interval where there is one.
-pub(super) fn change(
-    delta: Option<f64>,
-    low: Option<f64>,
-    high: Option<f64>,
-    decimals: usize,
-) -> Cell {
-    let Some(delta) = delta else {
-        return Cell::new(ABSENT, "");
-    };
-    let interval = match (low, high) {
-        (Some(low), Some(high)) => {
-            format::interval(format::percent(low), format::percent(high), decimals)
-        }
-        _ => String::new(),
-    };
-    Cell::new(format::signed(format::percent(delta), decimals), interval)
-}
-
-/// Decimals for a column of changes in %.
-pub(super) fn percent_decimals(
-    intervals: impl IntoIterator<Item = (Option<f64>, Option<f64>)>,
-) -> usize {
-    let half_widths = intervals
-        .into_iter()
-        .map(|(low, high)| Some((format::percent(high?) - format::percent(low?)) / 2.0));
-    format::column_decimals(half_widths, 1, 2).unwrap_or(2)
-}
-
-pub(super) fn result_percent_decimals(tables: &Tables) -> usize {
-    percent_decimals(
-        tables
-            .results
-            .iter()
-            .filter(|row| comparable(tables, row))
-            .map(|r| (r.delta_nll_ci_low, r.delta_nll_ci_high)),
-    )
-}
-
-pub(super) fn rate(median: Option<f64>, sd: Option<f64>, decimals: usize) -> Cell {
-    match median {
-        None => Cell::new(ABSENT, ""),
-        Some(median) => Cell::new(
-            format::number(median, decimals),
-            sd.map(|sd| format::plus_minus(sd, decimals))
-                .unwrap_or_default(),
-        ),
-    }
-}
-
-pub(super) fn rate_decimals<'a>(
-    rows: impl IntoIterator<Item = &'a ResultRow>,
-    value: fn(&ResultRow) -> Option<f64>,
-) -> usize {
-    rows.into_iter()
-        .filter_map(value)
-        .map(format::three_digits)
-        .max()
-        .unwrap_or(1)
-        .min(1)
 }
 
 /// Decimals of a column of shares in %: one where all are small.
@@ -171,7 +46,7 @@ pub fn results(tables: &Tables) -> Table {
     let percent = result_percent_decimals(tables);
     let prefill = rate_decimals(&tables.results, |r| r.prefill_tok_s);
     let decode = rate_decimals(&tables.results, |r| r.decode_tok_s);
-    // Runs from before these were measured, and runs without a timing, have neither.
+    // Runs without a timing have neither.
     let shares = has_shares(tables);
     let share_cell = |row: &ResultRow, share: fn(&ResultRow) -> Option<f64>| {
         shares.then(|| {
@@ -206,7 +81,7 @@ pub fn results(tables: &Tables) -> Table {
         column("Quantize", "s", "quant s", Kind::Number),
         column("Status", "", "status", Kind::Prose),
     ]);
-    let compared = super::has_divergence(tables);
+    let compared = has_divergence(tables);
     if compared {
         let head = format!("KL from {against}");
         columns.insert(3, column(&head, "nats", "KL nats", Kind::Number));
@@ -235,7 +110,7 @@ pub fn results(tables: &Tables) -> Table {
             } else {
                 Cell::new(ABSENT, "")
             };
-            let kl = compared.then(|| super::divergence::kl_cell(tables, row));
+            let kl = compared.then(|| kl_cell(tables, row));
             let mut cells = vec![
                 Cell::new(label(tables, row), ""),
                 match row.perplexity {
@@ -431,11 +306,4 @@ pub fn methods(tables: &Tables) -> Table {
         })
         .collect();
     Table { columns, rows }
-}
-
-pub(super) fn json_text(value: &serde_json::Value) -> String {
-    match value {
-        serde_json::Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
 }
