@@ -1,6 +1,6 @@
 //! Whether two runs measured the same thing: what differs, named with both values.
 
-use super::cells::Cell;
+use super::cell::Cell;
 use crate::record::Tables;
 use crate::record::format::one_line;
 use crate::record::rows::{OVERALL, ResultRow, Status};

@@ -10,13 +10,16 @@
 //! of a few noisy repetitions is no regression, and neither is a tiny one that is certain.
 
 pub mod baseline;
+pub mod cell;
 pub mod cells;
 pub mod comparable;
 pub mod interval;
 pub mod metric;
 pub mod render;
+pub mod repetitions;
 pub mod side;
 pub mod thresholds;
+pub mod windows;
 
 pub use side::Side;
 pub use thresholds::Thresholds;
@@ -24,7 +27,8 @@ pub use thresholds::Thresholds;
 use crate::record::Tables;
 use crate::record::rows::Status;
 use crate::stats::quantiles::median;
-use cells::{Cell, Data, Failure, Observation, matched};
+use cell::{Cell, Data, Failure, Observation};
+use cells::matched;
 use comparable::{Difference, differences};
 use interval::{
     Estimate, LEAST_REPETITIONS, paired, ratio_in_turns, ratio_of_medians, ratio_of_runs,
@@ -106,7 +110,7 @@ impl Verdict {
 pub struct Change {
     pub cell: Cell,
     pub metric: &'static str,
-    /// Of a perplexity.
+    /// The protocol of a perplexity.
     pub protocol: Option<String>,
     /// Absent where it is not finite.
     pub base: Option<f64>,
@@ -114,7 +118,7 @@ pub struct Change {
     /// `new / base - 1`; absent where it is not finite. Of runs that took turns, from the ratios of
     /// their repetitions in pairs.
     pub change: Option<f64>,
-    /// Of `change`. All intervals of a comparison hold together.
+    /// Interval of `change`. All intervals of a comparison hold together.
     pub interval: Option<(f64, f64)>,
     /// Share by which it may get worse.
     pub threshold: f64,
@@ -126,7 +130,7 @@ pub struct Change {
 /// Two runs of the same name.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunComparison {
-    /// Of the subfolder; empty where a folder was one run.
+    /// Name of the subfolder; empty where a folder was one run.
     pub name: String,
     pub model: String,
     pub device: String,
