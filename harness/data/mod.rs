@@ -8,9 +8,11 @@
 
 pub mod choices;
 mod documents;
+mod jsonl;
 pub mod manifest;
 mod parquet;
 pub mod protocol;
+mod read;
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -292,7 +294,7 @@ fn format_of(path: &Path, has_field: bool) -> Result<Format> {
 
 /// Reads the documents of `file` as its manifest says.
 fn from_file(manifest_path: &Path, file: PathBuf, manifest: Manifest) -> Result<Dataset> {
-    let Documents { text, ends } = documents::read(
+    let Documents { text, ends } = read::read(
         &file,
         manifest.format,
         &manifest.field,

@@ -16,7 +16,7 @@ pub struct Length {
 }
 
 impl Length {
-    /// Of a stream whose words do not matter.
+    /// The length of a stream whose words do not matter.
     pub fn of(tokens: usize) -> Self {
         Length { tokens, words: 0 }
     }
