@@ -7,17 +7,13 @@
 //! turns are the exception: the k-th repetitions of both met the same moment of the machine.
 
 use crate::stats::bootstrap::{PairedWindow, mean_delta, resampled_means};
-use crate::stats::quantiles::normal_quantile;
-use crate::stats::quantiles::signed_rank;
-use crate::stats::quantiles::student_quantile;
-use crate::stats::quantiles::{median, quantile, standard_deviation};
-use rand::{RngCore, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use crate::stats::medians::{log_median_variance, log_spread};
+use crate::stats::quantiles::{
+    median, normal_quantile, quantile, signed_rank, standard_deviation, student_quantile,
+};
 
 /// Fewest repetitions per side from which the scatter of a median can be told.
 pub const LEAST_REPETITIONS: usize = 5;
-/// Resamples of a median, of which only the scatter is needed.
-const MEDIAN_RESAMPLES: usize = 2_000;
 /// The same data always give the same decision.
 const SEED: u64 = 1;
 
@@ -57,7 +53,10 @@ pub fn ratio_of_medians(base: &[f64], new: &[f64], run_noise: f64, tail: f64) ->
         return None;
     }
     let value = median(new)? / median(base)?;
-    let (of_base, of_new) = (log_median_variance(base)?, log_median_variance(new)?);
+    let (of_base, of_new) = (
+        log_median_variance(base, SEED)?,
+        log_median_variance(new, SEED)?,
+    );
     let spread = log_spread(base)?.powi(2) + log_spread(new)?.powi(2);
     let variance = of_base + of_new + spread + 2.0 * run_noise * run_noise;
     let freedom = freedom(variance, &[(of_base, base.len()), (of_new, new.len())]);
@@ -109,7 +108,7 @@ pub fn ratio_in_turns(
         if only.len() < LEAST_REPETITIONS {
             return None;
         }
-        let of_median = log_median_variance(only)?;
+        let of_median = log_median_variance(only, SEED)?;
         let variance = of_median + 2.0 * noise;
         let freedom = freedom(variance, &[(of_median, only.len())]);
         return Some(around(median(only)?, variance, freedom, tail));
@@ -156,62 +155,9 @@ fn around(value: f64, log_variance: f64, freedom: f64, tail: f64) -> Estimate {
     }
 }
 
-/// Standard deviation of the logarithm of one repetition, from the median absolute deviation: a
-/// single slow one is no spread.
-fn log_spread(values: &[f64]) -> Option<f64> {
-    let middle = median(values)?.ln();
-    let off: Vec<f64> = values.iter().map(|v| (v.ln() - middle).abs()).collect();
-    // Of normally distributed values the median deviation is 0.6745 of the standard one.
-    median(&off).map(|deviation| deviation / 0.6745)
-}
-
-/// Variance of the logarithm of the median.
-fn log_median_variance(values: &[f64]) -> Option<f64> {
-    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let mut drawn = vec![0.0; values.len()];
-    let medians: Vec<f64> = (0..MEDIAN_RESAMPLES)
-        .map(|_| {
-            for slot in &mut drawn {
-                *slot = values[below(&mut rng, values.len())];
-            }
-            drawn.sort_by(f64::total_cmp);
-            quantile(&drawn, 0.5).ln()
-        })
-        .collect();
-    standard_deviation(&medians).map(|sd| sd * sd)
-}
-
-fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
-    ((u64::from(rng.next_u32()) * n as u64) >> 32) as usize
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn quantiles_are_those_of_printed_tables() {
-        for (tail, z) in [(0.025, 1.95996), (0.005, 2.57583), (0.001, 3.09023)] {
-            assert!((normal_quantile(tail) - z).abs() < 5e-4, "{tail}");
-        }
-        for (tail, freedom, t, within) in [
-            (0.001, 1.0, 318.31, 0.001),
-            (0.01, 2.0, 6.965, 0.001),
-            (0.001, 3.0, 10.215, 0.05),
-            (0.025, 4.0, 2.776, 0.005),
-            (0.025, 8.0, 2.306, 0.002),
-            (0.005, 8.0, 3.355, 0.005),
-            (0.001, 4.0, 7.173, 0.03),
-            (0.001, 8.0, 4.501, 0.005),
-            (0.001, 38.0, 3.319, 0.002),
-        ] {
-            let found = student_quantile(tail, freedom);
-            assert!(
-                (found / t - 1.0).abs() < within,
-                "{tail} {freedom}: {found}"
-            );
-        }
-    }
 
     #[test]
     fn equal_windows_have_no_interval_to_speak_of() {
@@ -262,32 +208,6 @@ mod tests {
         let busy: Vec<f64> = (0..200).map(|i| 1.0 + 0.3 * f64::from(i % 7)).collect();
         let doubtful = ratio_of_medians(&busy, &busy, 0.0, 0.001).unwrap();
         assert!(doubtful.low < 0.5 && doubtful.high > 2.0, "{doubtful:?}");
-    }
-
-    #[test]
-    fn signed_ranks_are_those_of_printed_tables() {
-        // Largest sums that are significant on one side, plus one: n, chance, rank.
-        for (n, tail, rank) in [
-            (8, 0.025, 4),
-            (10, 0.025, 9),
-            (10, 0.005, 4),
-            (12, 0.01, 10),
-            (20, 0.025, 53),
-            (20, 0.005, 38),
-            (50, 0.025, 435),
-            (50, 0.005, 374),
-        ] {
-            assert_eq!(signed_rank(n, tail), Some(rank), "{n} {tail}");
-        }
-        assert_eq!(signed_rank(9, 0.001), None);
-        assert_eq!(signed_rank(10, 0.001), Some(1));
-        // Where counting ends the approximation is close.
-        let (exact, approximate) = (signed_rank(60, 0.001), signed_rank(61, 0.001));
-        assert!(
-            exact.is_some() && exact < approximate,
-            "{exact:?} {approximate:?}"
-        );
-        assert!(approximate.unwrap() < exact.unwrap() + 40);
     }
 
     #[test]

@@ -7,6 +7,11 @@ use rayon::prelude::*;
 /// Resamples behind every interval.
 pub const RESAMPLES: usize = 10_000;
 
+/// A uniform whole number below `n`, which is at most 2³².
+pub fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
+    ((u64::from(rng.next_u32()) * n as u64) >> 32) as usize
+}
+
 /// One window as two models scored it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PairedWindow {
@@ -46,7 +51,7 @@ pub fn resampled_means(
             rng.set_stream(resample);
             let (mut delta, mut weight) = (0.0, 0.0);
             for drawn in (0..n).step_by(block) {
-                let start = ((u64::from(rng.next_u32()) * n as u64) >> 32) as usize;
+                let start = below(&mut rng, n);
                 // As many windows in all as there are.
                 for i in start..start + block.min(n - drawn) {
                     delta += windows[i % n].delta_nats;

@@ -6,9 +6,9 @@
 //! these values, and the percentiles of such a handful of numbers cover less than they say. From
 //! [`MOST_EXACT`] values on the two agree, and the percentile bootstrap is used.
 
-use crate::stats::bootstrap::RESAMPLES;
-use crate::stats::quantiles::{median, quantile};
-use rand::{RngCore, SeedableRng};
+use crate::stats::bootstrap::{RESAMPLES, below};
+use crate::stats::quantiles::{median, quantile, standard_deviation};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
@@ -41,7 +41,7 @@ impl Estimate {
 
 /// Median of positive finite values with its interval: up to [`MOST_EXACT`] values between order
 /// statistics (the narrowest symmetric pair of at least [`LEVEL`], else smallest to largest), above
-/// a percentile bootstrap of [`super::stats::RESAMPLES`] resamples.
+/// a percentile bootstrap of [`RESAMPLES`] resamples.
 ///
 /// `None` for fewer than five values, whose widest interval is below [`LEAST_LEVEL`].
 pub fn median_interval(values: &[f64], seed: u64) -> Option<Estimate> {
@@ -107,6 +107,27 @@ pub fn median_ratio(a: &[f64], b: &[f64], seed: u64) -> Option<Estimate> {
     })
 }
 
+/// Resamples of a median, of which only the scatter is needed.
+const SCATTER_RESAMPLES: usize = 2_000;
+
+/// Standard deviation of the logarithm of one value, from the median absolute deviation: a single
+/// slow repetition is no spread.
+pub fn log_spread(values: &[f64]) -> Option<f64> {
+    let middle = median(values)?.ln();
+    let off: Vec<f64> = values.iter().map(|v| (v.ln() - middle).abs()).collect();
+    // Of normally distributed values the median deviation is 0.6745 of the standard one.
+    median(&off).map(|deviation| deviation / 0.6745)
+}
+
+/// Variance of the logarithm of the median, by bootstrap.
+pub fn log_median_variance(values: &[f64], seed: u64) -> Option<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let medians: Vec<f64> = (0..SCATTER_RESAMPLES)
+        .map(|_| resampled_median(values, &mut rng).ln())
+        .collect();
+    standard_deviation(&medians).map(|sd| sd * sd)
+}
+
 fn usable(values: &[f64]) -> bool {
     !values.is_empty() && values.iter().all(|v| v.is_finite() && *v > 0.0)
 }
@@ -165,9 +186,9 @@ fn rank_of(counts: &[u128]) -> (usize, f64) {
 }
 
 fn resampled_median(values: &[f64], rng: &mut ChaCha8Rng) -> f64 {
-    let n = values.len() as u64;
-    let mut drawn: Vec<f64> = (0..n)
-        .map(|_| values[((u64::from(rng.next_u32()) * n) >> 32) as usize])
+    let mut drawn: Vec<f64> = values
+        .iter()
+        .map(|_| values[below(rng, values.len())])
         .collect();
     drawn.sort_by(f64::total_cmp);
     quantile(&drawn, 0.5)

@@ -102,4 +102,54 @@ mod tests {
         assert_eq!(standard_deviation(&[1.0]), None);
         assert_eq!(standard_deviation(&[1.0, 3.0]), Some(2f64.sqrt()));
     }
+
+    #[test]
+    fn quantiles_are_those_of_printed_tables() {
+        for (tail, z) in [(0.025, 1.95996), (0.005, 2.57583), (0.001, 3.09023)] {
+            assert!((normal_quantile(tail) - z).abs() < 5e-4, "{tail}");
+        }
+        for (tail, freedom, t, within) in [
+            (0.001, 1.0, 318.31, 0.001),
+            (0.01, 2.0, 6.965, 0.001),
+            (0.001, 3.0, 10.215, 0.05),
+            (0.025, 4.0, 2.776, 0.005),
+            (0.025, 8.0, 2.306, 0.002),
+            (0.005, 8.0, 3.355, 0.005),
+            (0.001, 4.0, 7.173, 0.03),
+            (0.001, 8.0, 4.501, 0.005),
+            (0.001, 38.0, 3.319, 0.002),
+        ] {
+            let found = student_quantile(tail, freedom);
+            assert!(
+                (found / t - 1.0).abs() < within,
+                "{tail} {freedom}: {found}"
+            );
+        }
+    }
+
+    #[test]
+    fn signed_ranks_are_those_of_printed_tables() {
+        // Largest sums that are significant on one side, plus one: n, chance, rank.
+        for (n, tail, rank) in [
+            (8, 0.025, 4),
+            (10, 0.025, 9),
+            (10, 0.005, 4),
+            (12, 0.01, 10),
+            (20, 0.025, 53),
+            (20, 0.005, 38),
+            (50, 0.025, 435),
+            (50, 0.005, 374),
+        ] {
+            assert_eq!(signed_rank(n, tail), Some(rank), "{n} {tail}");
+        }
+        assert_eq!(signed_rank(9, 0.001), None);
+        assert_eq!(signed_rank(10, 0.001), Some(1));
+        // Where counting ends the approximation is close.
+        let (exact, approximate) = (signed_rank(60, 0.001), signed_rank(61, 0.001));
+        assert!(
+            exact.is_some() && exact < approximate,
+            "{exact:?} {approximate:?}"
+        );
+        assert!(approximate.unwrap() < exact.unwrap() + 40);
+    }
 }
