@@ -33,7 +33,7 @@ pub struct WindowDivergence {
     /// Which text, counted from 0, and window of it.
     pub text: usize,
     pub window: usize,
-    /// Of every token that was finite on both sides, in order; for percentiles.
+    /// The divergence of every token that was finite on both sides, in order; for percentiles.
     pub kl_nats: Vec<f32>,
     pub kl_sum_nats: f64,
     pub same_top_tokens: u64,

@@ -64,12 +64,12 @@ const NO_ROOM: &str =
 /// What the rows of a file are: whose, of which texts, and how many.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address {
-    /// Of the model's weights as its source has them.
+    /// Hash of the model's weights as its source has them.
     pub weights_sha256: String,
     pub tokenizer_sha256: String,
     /// Precision id.
     pub precision: String,
-    /// Of the packed weights that ran: a name or an id does not say what a method was calibrated
+    /// Hash of the packed weights that ran: a name or an id does not say what a method was calibrated
     /// on, nor what a folder holds.
     pub packed_sha256: String,
     /// Precision of the KV cache.
@@ -86,7 +86,7 @@ pub struct Address {
 /// The part of a text that the rows are of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressedText {
-    /// Of its token ids.
+    /// Hash of its token ids.
     pub ids_sha256: String,
     /// The first so many of its windows.
     pub windows: usize,

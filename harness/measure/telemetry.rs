@@ -22,7 +22,7 @@ pub const PERIOD: Duration = Duration::from_millis(50);
 /// One look at a GPU; absent is what it does not tell.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reading {
-    /// Of the multiprocessors.
+    /// Clock of the multiprocessors.
     pub gpu_clock_mhz: Option<f64>,
     pub memory_clock_mhz: Option<f64>,
     pub temperature_c: Option<f64>,

@@ -180,7 +180,7 @@ pub struct SpeedPairRow {
     pub context: u64,
     pub precision_a: String,
     pub precision_b: String,
-    /// Of the medians.
+    /// Ratio of the medians.
     pub ratio: f64,
     /// At least 90 %, 95 % from four repetitions on; absent for fewer than three.
     pub ratio_ci_low: Option<f64>,
@@ -220,7 +220,7 @@ pub struct SampleRow {
     pub warmup: bool,
     pub tokens: u64,
     pub seconds: f64,
-    /// Names the process that took it; absent in runs from before it was recorded.
+    /// Names the process that took it.
     pub process: Option<String>,
     /// When it ended, in seconds since 1970: repetitions of runs that took turns alternate.
     pub ended_at_s: Option<f64>,
@@ -253,9 +253,9 @@ pub struct ChoiceRow {
     /// Items for which the reference takes another choice (by the whole log-likelihood); absent
     /// for the reference and without one.
     pub changed_items: Option<u64>,
-    /// Of these, items that the reference has right and this precision wrong.
+    /// Changed items that the reference has right and this precision wrong.
     pub lost_items: Option<u64>,
-    /// And the reverse.
+    /// Changed items that this precision has right and the reference wrong.
     pub gained_items: Option<u64>,
     /// Items of which a choice had no finite likelihood; they count as wrong.
     pub nonfinite_items: u64,

@@ -46,7 +46,7 @@ pub struct GpuTelemetry {
     pub throttled: Option<bool>,
     /// In words.
     pub throttle_reasons: Vec<String>,
-    /// Of the decode phases.
+    /// Energy of the decode phases.
     pub energy_j: Option<f64>,
     /// Processes on the GPU that this run did not start.
     pub other_processes: Option<u64>,
@@ -77,7 +77,7 @@ pub struct Roofline {
     pub int8_gemm_op_s: Option<f64>,
     /// How the arithmetic rates were measured, in words.
     pub arithmetic: String,
-    /// Of one buffer; a copy goes from one to another of the same size.
+    /// Size of one buffer; a copy goes from one to another of the same size.
     pub buffer_bytes: u64,
     /// All last-level caches of the machine together.
     pub last_level_cache_bytes: Option<u64>,
@@ -114,8 +114,7 @@ pub struct ModelInfo {
     pub hidden_size: u64,
     pub vocab_size: u64,
     pub weights_sha256: String,
-    /// Of everything else that makes the model: sizes, RoPE, epsilons. Empty in runs from before it
-    /// was recorded.
+    /// Hash of everything else that makes the model: sizes, RoPE, epsilons.
     #[serde(default)]
     pub config_sha256: String,
     pub tokenizer_sha256: String,
@@ -289,10 +288,10 @@ pub struct CellDetail {
     /// Absent for the reference, and where nothing was compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub divergence: Option<Divergence>,
-    /// Of the first batch and context.
+    /// What was timed at the first batch and context.
     #[serde(default)]
     pub timing: Option<TimingDetail>,
-    /// Of the precision and of its first batch and context; the rows hold the words.
+    /// Warnings of the precision and of its first batch and context; the rows hold the words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<Warning>,
     /// Whether the weights were quantized by an earlier run of the same program, with the same
