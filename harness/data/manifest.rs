@@ -42,16 +42,6 @@ pub enum Format {
     Parquet,
 }
 
-/// How a text is made of a file's bytes: all that a manifest can say. How documents are joined is
-/// the protocol's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Join {
-    /// The bytes as they are.
-    #[default]
-    Whole,
-}
-
 /// What `manifest.toml` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,8 +67,6 @@ pub struct Manifest {
     /// that it is converted.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub text_sha256: String,
-    #[serde(default)]
-    pub join: Join,
     #[serde(default)]
     pub format: Format,
     /// The JSON field or Parquet column that holds the text.

@@ -25,7 +25,7 @@ pub use self::documents::MAX_TEXT_BYTES;
 pub use self::manifest::{Format, Kind, Manifest};
 
 use self::documents::Documents;
-use self::manifest::{Join, text_field};
+use self::manifest::text_field;
 use crate::hash::{sha256, sha256_of_file};
 use crate::record::rows::OVERALL;
 use crate::{Error, Result};
@@ -261,7 +261,6 @@ fn local_file(path: &Path, field: Option<&str>, kind: Kind) -> Result<Dataset> {
         source: "a file of the user's".into(),
         sha256: String::new(),
         text_sha256: String::new(),
-        join: Join::Whole,
         format,
         field: field.map_or_else(text_field, str::to_string),
         take_documents: None,

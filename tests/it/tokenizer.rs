@@ -619,7 +619,7 @@ fn sets_are_selected_by_name_or_path() {
     let manifest = |sha256: &str| {
         format!(
             "name = 'own'\ntitle = 't'\nkind = 'calibration'\ndomain = 'd'\nfile = 'mine.txt'\n\
-             split = 's'\nlicence = 'l'\nsource = 'o'\nsha256 = '{sha256}'\njoin = 'whole'\n"
+             split = 's'\nlicence = 'l'\nsource = 'o'\nsha256 = '{sha256}'\n"
         )
     };
     fs::write(path("manifest.toml"), manifest(&hash)).unwrap();
