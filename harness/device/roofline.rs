@@ -21,13 +21,6 @@ pub struct Bandwidth {
     pub buffer_bytes: usize,
 }
 
-impl Bandwidth {
-    /// The better of the two, to which `mbu` refers.
-    pub fn best_bytes_s(&self) -> f64 {
-        self.copy_bytes_s.max(self.read_bytes_s)
-    }
-}
-
 const THREADS: u32 = 256;
 const BLOCKS_PER_MULTIPROCESSOR: u32 = 8;
 
