@@ -24,7 +24,7 @@ pub const LEAST_FOR_LEVEL: usize = 6;
 
 /// A number with its interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Estimate {
+pub struct MedianEstimate {
     pub value: f64,
     pub low: f64,
     pub high: f64,
@@ -32,7 +32,7 @@ pub struct Estimate {
     pub level: f64,
 }
 
-impl Estimate {
+impl MedianEstimate {
     /// Half the width of the interval over the value.
     pub fn noise(&self) -> f64 {
         (self.high - self.low) / 2.0 / self.value
@@ -44,14 +44,14 @@ impl Estimate {
 /// a percentile bootstrap of [`RESAMPLES`] resamples.
 ///
 /// `None` for fewer than five values, whose widest interval is below [`LEAST_LEVEL`].
-pub fn median_interval(values: &[f64], seed: u64) -> Option<Estimate> {
+pub fn median_interval(values: &[f64], seed: u64) -> Option<MedianEstimate> {
     if !usable(values) {
         return None;
     }
     let value = median(values)?;
     if values.len() > MOST_EXACT {
         let (low, high) = bootstrap(seed, |rng| resampled_median(values, rng));
-        return Some(Estimate {
+        return Some(MedianEstimate {
             value,
             low,
             high,
@@ -61,7 +61,7 @@ pub fn median_interval(values: &[f64], seed: u64) -> Option<Estimate> {
     let (rank, level) = median_rank(values.len());
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    enough(level).then(|| Estimate {
+    enough(level).then(|| MedianEstimate {
         value,
         low: sorted[rank - 1],
         high: sorted[values.len() - rank],
@@ -76,7 +76,7 @@ pub fn median_interval(values: &[f64], seed: u64) -> Option<Estimate> {
 /// percentile bootstrap.
 ///
 /// `None` where the widest interval is below [`LEAST_LEVEL`]: fewer than three values in each.
-pub fn median_ratio(a: &[f64], b: &[f64], seed: u64) -> Option<Estimate> {
+pub fn median_ratio(a: &[f64], b: &[f64], seed: u64) -> Option<MedianEstimate> {
     if !(usable(a) && usable(b)) {
         return None;
     }
@@ -85,7 +85,7 @@ pub fn median_ratio(a: &[f64], b: &[f64], seed: u64) -> Option<Estimate> {
         let (low, high) = bootstrap(seed, |rng| {
             resampled_median(b, rng) / resampled_median(a, rng)
         });
-        return Some(Estimate {
+        return Some(MedianEstimate {
             value,
             low,
             high,
@@ -98,7 +98,7 @@ pub fn median_ratio(a: &[f64], b: &[f64], seed: u64) -> Option<Estimate> {
         .flat_map(|b| a.iter().map(move |a| b / a))
         .collect();
     quotients.sort_by(f64::total_cmp);
-    enough(level).then(|| Estimate {
+    enough(level).then(|| MedianEstimate {
         value,
         // The ratio of medians is not the median of ratios, so in theory it can lie outside.
         low: quotients[rank - 1].min(value),
