@@ -292,7 +292,7 @@ pub fn joined(warnings: &[Warning]) -> String {
 mod tests {
     use super::*;
 
-    /// One of every kind with the words that must be said.
+    /// One of every kind, and its sentence.
     fn examples() -> Vec<(Warning, &'static str)> {
         let words = |text: &str| text.to_string();
         let phase = Phase::Decode;
@@ -317,7 +317,7 @@ mod tests {
                     window_tokens: 512,
                     protocol: words("mine"),
                 },
-                "`notes` has 9 tokens, too few for 2 windows of 512 under mine",
+                "dataset `notes` has 9 tokens, too few for 2 windows of 512 under mine: not used",
             ),
             (
                 Warning::TwoBos {
@@ -326,46 +326,53 @@ mod tests {
                     id: 1,
                     protocol: words("mine"),
                 },
-                "3 windows of dataset `notes` begin with two BOS tokens (id 1)",
+                "3 windows of dataset `notes` begin with two BOS tokens (id 1) under mine: the \
+                 text holds one already",
             ),
             (
                 Warning::BosDisagrees { declared: true },
-                "its tokenizer puts none",
+                "the model's files say that a BOS is to be put before texts, but its tokenizer \
+                 puts none: what the tokenizer does was used",
             ),
             (
                 Warning::Declared {
                     run_as: words("f16"),
                     bits_per_weight: 3.5,
                 },
-                "run here as plain f16: its memory follows from the 3.5 bits",
+                "its weights were quantized elsewhere and run here as plain f16: its memory \
+                 follows from the 3.5 bits per weight that it declares, and its speed is not \
+                 measured",
             ),
             (
                 Warning::Method {
                     words: words("3 inputs were zero"),
                 },
-                "3 inputs",
+                "3 inputs were zero",
             ),
             (
                 Warning::NonfiniteTokens {
                     tokens: 7,
                     protocol: words("mine"),
                 },
-                "7 of the tokens scored under mine",
+                "7 of the tokens scored under mine had no finite likelihood, they are left out",
             ),
             (
                 Warning::NonfiniteItems { items: 2 },
-                "2 of the multiple-choice items",
+                "2 of the multiple-choice items had a choice without finite likelihood, they \
+                 count as wrong",
             ),
             (
                 Warning::UncomparedTokens { tokens: 5 },
-                "5 of the tokens compared",
+                "5 of the tokens compared with the reference were not finite in one of the two, \
+                 they are left out",
             ),
             (
                 Warning::FewScoredTokens {
                     windows: 6,
                     tokens: 3066,
                 },
-                "3066 scored tokens in 6 windows are too few",
+                "3066 scored tokens in 6 windows are too few: intervals of quality are narrower \
+                 than they should be",
             ),
             (
                 Warning::HeavyTail {
@@ -374,45 +381,56 @@ mod tests {
                     of_windows: 40,
                     share: 0.41,
                 },
-                "2 of 40 windows make 41 % of the loss",
+                "2 of 40 windows make 41 % of the loss: the perplexity is about them more than \
+                 about the text",
             ),
             (
                 Warning::HeavyDivergence {
                     mean_nats: 0.02,
                     p99_nats: 0.01,
                 },
-                "fewer than 1 % of the tokens",
+                "fewer than 1 % of the tokens make the mean of the KL divergence (2.00e-2 nats, \
+                 above the 1.00e-2 that 99 % stay below)",
             ),
             (
                 Warning::UntaggedMemory { bytes: 4096 },
-                "4096 bytes of the peak",
+                "4096 bytes of the peak belong to no part: the breakdown does not add up",
             ),
             (
                 Warning::FitsCache {
                     weights_bytes: 3 << 19,
                     cache_bytes: 32 << 20,
                 },
-                "all weights (1.5 MiB) fit the last-level cache (32 MiB)",
+                "all weights (1.5 MiB) fit the last-level cache (32 MiB): tok/s does not predict \
+                 that of larger models, and mbu, a share of the bandwidth of memory, can exceed \
+                 1",
             ),
-            (Warning::ReferenceOnly, "as the reference only"),
+            (
+                Warning::ReferenceOnly,
+                "measured as the reference only, its speed was not asked for",
+            ),
             (
                 Warning::NoiseFloor { of: words("fp16") },
-                "the noise floor of fp16",
+                "not a precision but the noise floor of fp16: its weights moved by at most one \
+                 unit in the last place, for comparison, quality only",
             ),
             (
                 Warning::FewGeneratedTokens {
                     tokens: 4,
                     decode_s: 0.0123,
                 },
-                "4 generated tokens in 12.3 ms",
+                "4 generated tokens in 12.3 ms are too few to time: take decode tok/s as an \
+                 order of magnitude",
             ),
             (
                 Warning::SlowFirstRun { phase, times: 1.5 },
-                "the first timed decode took 1.50 times",
+                "the first timed decode took 1.50 times as long as the median one: the machine \
+                 had not settled after the warm-up",
             ),
             (
                 Warning::SlowWarmup { phase, times: 2.5 },
-                "the warm-up of decode took 2.5 times",
+                "the warm-up of decode took 2.5 times as long as the median repetition, and the \
+                 first timed one was still the slowest: one warm-up may not be enough",
             ),
             (
                 Warning::Drift {
@@ -420,11 +438,12 @@ mod tests {
                     change: 0.12,
                     repetitions: 9,
                 },
-                "prefill became 12 % slower in the course of 9 repetitions",
+                "prefill became 12 % slower in the course of 9 repetitions (heat, clocks, \
+                 another load?): their median stands for no one state of the machine",
             ),
             (
                 Warning::WideSpread { phase, spread: 0.2 },
-                "decode speed varied by 20 %",
+                "decode speed varied by 20 % between repetitions: the machine was busy",
             ),
             (
                 Warning::StillNoisy {
@@ -440,52 +459,65 @@ mod tests {
                 Warning::AlteredTimes {
                     factors: words("2,1"),
                 },
-                "multiplied the measured times by 2,1",
+                "a test multiplied the measured times by 2,1: they are not this machine's",
             ),
             (
                 Warning::RatesNotMeasured {
                     why: words("killed"),
                 },
-                "not measured (killed)",
+                "the machine's own rates were not measured (killed), so mbu and mfu are empty",
             ),
-            (Warning::BusyMachine { spread: 0.6 }, "varied by 60 %"),
+            (
+                Warning::BusyMachine { spread: 0.6 },
+                "the machine was busy while its rates were measured (they varied by 60 %): mbu \
+                 and mfu may be too high",
+            ),
             (
                 Warning::ClockMoved {
                     spread: 0.13,
                     clock_mhz: 1755.0,
                 },
-                "13 % around 1755 MHz",
+                "the GPU's clock moved by 13 % around 1755 MHz while it was timed: part of the \
+                 differences in speed is the clock",
             ),
             (
                 Warning::Throttled {
                     reasons: words("heat"),
                 },
-                "held its clock down while it was timed (heat)",
+                "the GPU held its clock down while it was timed (heat): it can be faster than \
+                 shown",
             ),
-            (Warning::OtherProcesses { count: 1 }, "1 other process used"),
+            (
+                Warning::OtherProcesses { count: 1 },
+                "1 other process used the GPU while it was timed: speed and memory are not its \
+                 own",
+            ),
             (
                 Warning::NothingCompared {
                     most_bytes: 3_000_000,
                     protocol: words("gptq-v1@512"),
                 },
-                "--kl-cache 3000000 holds no whole window of gptq-v1@512",
+                "no KL divergence: --kl-cache 3000000 holds no whole window of gptq-v1@512",
             ),
             (
                 Warning::TelemetryMissing {
                     why: words("no NVML"),
                 },
-                "not (all) known: no NVML",
+                "clock, heat and energy of the GPU are not (all) known: no NVML",
             ),
-            (Warning::Unknown, "later version"),
+            (
+                Warning::Unknown,
+                "a warning that only a later version knows",
+            ),
         ]
     }
 
     #[test]
-    fn every_kind_has_its_word_and_its_words() {
+    fn every_kind_has_its_word_and_its_sentence() {
         let mut kinds = std::collections::BTreeSet::new();
-        for (warning, words) in examples() {
+        for (warning, sentence) in examples() {
             let said = warning.to_string();
-            assert!(said.contains(words), "{said}");
+            assert_eq!(said, sentence);
             assert!(!said.contains(';') && !said.contains('\n'), "{said}");
             let json = serde_json::to_value(&warning).unwrap();
             let back: Warning = serde_json::from_value(json).unwrap();
