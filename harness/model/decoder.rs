@@ -4,7 +4,7 @@
 use super::config::Config;
 use super::kernels::{Kernels, Placing, Projected};
 use super::kv_cache::{KvCache, KvPrecision, KvShape, LayerCache};
-use super::layout::{self, LinearRow, Norm, NormRow, Slot};
+use super::layout::{self, Input, LinearRow, Norm, NormRow, Slot};
 use super::rope::Rope;
 use crate::device::Gpu;
 use crate::memory::{self, Part};
@@ -35,6 +35,20 @@ pub struct Shared<'a> {
     pub config: &'a Config,
     pub rope: &'a Rope,
     pub kernels: &'a dyn Kernels,
+    pub observer: Option<&'a dyn Observer>,
+}
+
+/// Sees what the linears of a block are given, on its way: the sums of calibration.
+pub trait Observer {
+    /// `x`, `[rows, k_in]` in the dtype of the activations, is about to be read by the linears of
+    /// this input.
+    fn observe(&self, input: Input, x: &Tensor) -> Result<()>;
+}
+
+impl Shared<'_> {
+    fn observe(&self, input: Input, x: &Tensor) -> Result<()> {
+        self.observer.map_or(Ok(()), |o| o.observe(input, x))
+    }
 }
 
 impl Block {
@@ -72,18 +86,22 @@ impl Block {
             position,
         };
         let h = self.normalize(Norm::Attention, &x, shared)?;
+        shared.observe(Input::Attention, &h)?;
         let [q, k, v] =
             outputs(kernels.linears(&[Slot::Q, Slot::K, Slot::V].map(|s| self.linear(s)), &h)?)?;
         drop(h);
         let attended = kernels.attend(Projected { q, k, v }, cache, &placing)?;
+        shared.observe(Input::Attended, &attended)?;
         let x = kernels.add_linear(x, self.linear(Slot::O), &attended)?;
         drop(attended);
 
         let h = self.normalize(Norm::Mlp, &x, shared)?;
+        shared.observe(Input::Mlp, &h)?;
         let [gate, up] =
             outputs(kernels.linears(&[Slot::Gate, Slot::Up].map(|s| self.linear(s)), &h)?)?;
         drop(h);
         let h = kernels.swiglu(gate, up)?;
+        shared.observe(Input::Activated, &h)?;
         kernels.add_linear(x, self.linear(Slot::Down), &h)
     }
 
@@ -169,6 +187,7 @@ impl Decoder {
                 config: &self.config,
                 rope: &self.rope,
                 kernels,
+                observer: None,
             };
             kernels.seek(position)?;
             let mut x = kernels.embed(&self.embedding, ids)?;
