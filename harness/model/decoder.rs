@@ -5,21 +5,14 @@ use super::config::Config;
 use super::kernels::{Kernels, Placing, Projected};
 use super::kv_cache::{KvCache, KvPrecision, KvShape, LayerCache};
 use super::layout::{self, Input, LinearRow, Norm, NormRow, Slot};
+use super::linear::{Linear, with_f32};
 use super::rope::Rope;
-use crate::device::Gpu;
 use crate::memory::{self, Part};
 use crate::packed::PackedLinear;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// A linear of a block: packed weight and, for some families, a bias `[n_out]` (F16).
-#[derive(Clone)]
-pub struct Linear {
-    pub weight: Arc<dyn PackedLinear>,
-    pub bias: Option<Tensor>,
-}
 
 /// One decoder block: what [`layout`]'s tables say that it has.
 #[derive(Clone)]
@@ -160,7 +153,10 @@ impl Decoder {
             kv_heads: self.config.kv_heads,
             head_dim: self.config.head_dim,
         };
-        KvCache::new(shape, kv, self.kernels.as_ref())
+        Ok(KvCache::new(
+            shape.capacity,
+            self.kernels.kv_cache(shape, kv)?,
+        ))
     }
 
     /// Final hidden states (normalized) of `ids`, `[batch, tokens]` U32, appended to `cache`:
@@ -287,26 +283,6 @@ impl Decoder {
             self.hidden(&self.kernels.ids(chunk, 1)?, cache)?;
         }
         Ok(())
-    }
-}
-
-/// Hands a contiguous F32 tensor's values to `f`, without a copy on the CPU.
-pub fn with_f32<T>(
-    tensor: &Tensor,
-    gpu: Option<&Gpu>,
-    f: impl FnOnce(&[f32]) -> Result<T>,
-) -> Result<T> {
-    if let Some(gpu) = gpu {
-        return f(&gpu.read_f32(tensor)?);
-    }
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        candle_core::Storage::Cpu(storage) => {
-            let start = layout.start_offset();
-            f(&storage.as_slice::<f32>()?[start..start + layout.shape().elem_count()])
-        }
-        _ => unreachable!("a tensor is on the CPU where there is no GPU"),
     }
 }
 

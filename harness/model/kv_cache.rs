@@ -1,6 +1,5 @@
 //! Keys and values of past positions, preallocated for the length of the test.
 
-use super::kernels::Kernels;
 use crate::device::{Buffer, Claim};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
@@ -67,12 +66,13 @@ pub struct KvShape {
 }
 
 impl KvCache {
-    pub fn new(shape: KvShape, precision: KvPrecision, kernels: &dyn Kernels) -> Result<Self> {
-        Ok(KvCache {
-            layers: kernels.kv_cache(shape, precision)?,
-            capacity: shape.capacity,
+    /// An empty cache of `capacity` positions over these buffers.
+    pub fn new(capacity: usize, layers: Vec<LayerCache>) -> Self {
+        KvCache {
+            layers,
+            capacity,
             len: 0,
-        })
+        }
     }
 
     /// Positions stored so far.

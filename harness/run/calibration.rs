@@ -7,10 +7,11 @@
 use crate::device::{Args, Buffer, Claim, Gpu};
 use crate::memory::Part;
 use crate::model::config::Config;
-use crate::model::decoder::{Block, Linear, Observer, Shared};
+use crate::model::decoder::{Block, Observer, Shared};
 use crate::model::kernels::Kernels;
 use crate::model::kv_cache::{KvCache, KvPrecision, KvShape};
 use crate::model::layout::{INPUTS, Input};
+use crate::model::linear::Linear;
 use crate::model::rope::Rope;
 use crate::packed::{self, PackedLinear, dense::Dense};
 use crate::quant::LayerStats;
@@ -66,8 +67,8 @@ impl Flow {
         let dims = (longest, config.hidden_size);
         let mut flow = Flow {
             config: config.clone(),
-            rope: Rope::new(config, longest, kernels.as_ref())?,
-            cache: KvCache::new(shape, kv, kernels.as_ref())?,
+            rope: Rope::new(config, longest, |table| kernels.place(table))?,
+            cache: KvCache::new(longest, kernels.kv_cache(shape, kv)?),
             streams: vec![],
             scratch: match kernels.gpu() {
                 Some(gpu) => Some(gpu.buffer(dims, DType::F32, Part::Activations)?),
