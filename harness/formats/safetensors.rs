@@ -10,7 +10,8 @@ use super::source::{
 };
 use crate::error::TensorFault;
 use crate::hash::sha256;
-use crate::model::config::{Config, already_quantized};
+use crate::model::config::Config;
+use crate::model::hugging_face::already_quantized;
 use crate::model::layout::{EMBEDDING, HEAD, is_body_linear};
 use crate::{Error, Result};
 

@@ -1,7 +1,8 @@
 //! The shapes of published models, which have no weights: `synthetic:ID`.
 
 use super::source::WeightSource;
-use crate::model::config::{Config, RopeScaling};
+use crate::model::angles::RopeScaling;
+use crate::model::config::Config;
 use crate::model::layout::layout;
 use crate::{Error, Result};
 use serde::Deserialize;

@@ -2,9 +2,10 @@
 //! a packed file, or a generator of random ones.
 
 use super::config::Config;
-use super::decoder::{Block, Decoder, Linear};
+use super::decoder::{Block, Decoder};
 use super::kernels::Kernels;
 use super::layout::{EMBEDDING, FINAL_NORM, HEAD, bias_name};
+use super::linear::Linear;
 use super::rope::Rope;
 use crate::Result;
 use crate::memory::{self, Part};
@@ -47,7 +48,7 @@ pub fn decoder(
             head,
             final_norm: parts.half(FINAL_NORM, &[hidden])?,
             blocks,
-            rope: Rope::new(config, positions, kernels.as_ref())?,
+            rope: Rope::new(config, positions, |table| kernels.place(table))?,
             kernels: kernels.clone(),
         })
     })

@@ -4,22 +4,15 @@
 use super::config::Config;
 use super::kernels::{Kernels, Placing, Projected};
 use super::kv_cache::{KvCache, KvPrecision, KvShape, LayerCache};
-use super::layout::{self, LinearRow, Norm, NormRow, Slot};
+use super::layout::{self, Input, LinearRow, Norm, NormRow, Slot};
+use super::linear::{Linear, with_f32};
 use super::rope::Rope;
-use crate::device::Gpu;
 use crate::memory::{self, Part};
 use crate::packed::PackedLinear;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// A linear of a block: packed weight and, for some families, a bias `[n_out]` (F16).
-#[derive(Clone)]
-pub struct Linear {
-    pub weight: Arc<dyn PackedLinear>,
-    pub bias: Option<Tensor>,
-}
 
 /// One decoder block: what [`layout`]'s tables say that it has.
 #[derive(Clone)]
@@ -35,6 +28,20 @@ pub struct Shared<'a> {
     pub config: &'a Config,
     pub rope: &'a Rope,
     pub kernels: &'a dyn Kernels,
+    pub observer: Option<&'a dyn Observer>,
+}
+
+/// Sees what the linears of a block are given, on its way: the sums of calibration.
+pub trait Observer {
+    /// `x`, `[rows, k_in]` in the dtype of the activations, is about to be read by the linears of
+    /// this input.
+    fn observe(&self, input: Input, x: &Tensor) -> Result<()>;
+}
+
+impl Shared<'_> {
+    fn observe(&self, input: Input, x: &Tensor) -> Result<()> {
+        self.observer.map_or(Ok(()), |o| o.observe(input, x))
+    }
 }
 
 impl Block {
@@ -72,18 +79,22 @@ impl Block {
             position,
         };
         let h = self.normalize(Norm::Attention, &x, shared)?;
+        shared.observe(Input::Attention, &h)?;
         let [q, k, v] =
             outputs(kernels.linears(&[Slot::Q, Slot::K, Slot::V].map(|s| self.linear(s)), &h)?)?;
         drop(h);
         let attended = kernels.attend(Projected { q, k, v }, cache, &placing)?;
+        shared.observe(Input::Attended, &attended)?;
         let x = kernels.add_linear(x, self.linear(Slot::O), &attended)?;
         drop(attended);
 
         let h = self.normalize(Norm::Mlp, &x, shared)?;
+        shared.observe(Input::Mlp, &h)?;
         let [gate, up] =
             outputs(kernels.linears(&[Slot::Gate, Slot::Up].map(|s| self.linear(s)), &h)?)?;
         drop(h);
         let h = kernels.swiglu(gate, up)?;
+        shared.observe(Input::Activated, &h)?;
         kernels.add_linear(x, self.linear(Slot::Down), &h)
     }
 
@@ -166,6 +177,7 @@ impl Decoder {
                 config: &self.config,
                 rope: &self.rope,
                 kernels,
+                observer: None,
             };
             kernels.seek(position)?;
             let mut x = kernels.embed(&self.embedding, ids)?;
@@ -265,26 +277,6 @@ impl Decoder {
             self.hidden(&self.kernels.ids(chunk, 1)?, cache)?;
         }
         Ok(())
-    }
-}
-
-/// Hands a contiguous F32 tensor's values to `f`, without a copy on the CPU.
-pub fn with_f32<T>(
-    tensor: &Tensor,
-    gpu: Option<&Gpu>,
-    f: impl FnOnce(&[f32]) -> Result<T>,
-) -> Result<T> {
-    if let Some(gpu) = gpu {
-        return f(&gpu.read_f32(tensor)?);
-    }
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        candle_core::Storage::Cpu(storage) => {
-            let start = layout.start_offset();
-            f(&storage.as_slice::<f32>()?[start..start + layout.shape().elem_count()])
-        }
-        _ => unreachable!("a tensor is on the CPU where there is no GPU"),
     }
 }
 

@@ -5,10 +5,10 @@
 //! and can be recorded as a graph. Kernels read the position of the current token from the
 //! device, so that one recorded step serves every position.
 
-use super::decoder::Linear;
 use super::kernels::{Kernels, Placing, Projected};
 use super::kv_cache::format::{KvFormat, Stored};
 use super::kv_cache::{KvPrecision, KvShape, LayerCache};
+use super::linear::Linear;
 use crate::device::{Args, Buffer, Claim, Gpu, Graph};
 use crate::lock::lock;
 use crate::memory::{self, Part};

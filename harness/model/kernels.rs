@@ -2,9 +2,9 @@
 //! packed products. [`CpuKernels`] is here, [`super::gpu::GpuKernels`] beside it.
 
 use super::attention::attend;
-use super::decoder::{Linear, with_f32};
 use super::kv_cache::format::{KvFormat, Stored};
 use super::kv_cache::{KvPrecision, KvShape, LayerCache};
+use super::linear::{Linear, with_f32};
 use super::rope::Rope;
 use super::swiglu::SwiGlu;
 use crate::Result;

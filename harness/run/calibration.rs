@@ -1,27 +1,26 @@
 //! Calibration texts on their way through the blocks, and what each group of linears sees of them.
 //!
-//! The decoder runs through [`Kernels`], on the CPU or on a GPU. While a block is calibrated a
-//! recorder stands before them, which sums up every linear's input and delegates, so the model
-//! has no hooks. On a GPU the residual streams of all texts stay on the device, and so do the
+//! The decoder runs through [`Kernels`], on the CPU or on a GPU. While a block is calibrated an
+//! [`Observer`] sums up every input of its linears. On a GPU the residual streams of all texts stay on the device, and so do the
 //! sums, until they are complete; of the model one block at a time is there.
 
-use crate::device::{Args, Buffer, Claim, Gpu, Graph};
-use crate::lock::lock;
+use crate::device::{Args, Buffer, Claim, Gpu};
 use crate::memory::Part;
 use crate::model::config::Config;
-use crate::model::decoder::{Block, Linear, Shared};
-use crate::model::kernels::{Kernels, Placing, Projected};
-use crate::model::kv_cache::{KvCache, KvPrecision, KvShape, LayerCache};
-use crate::model::layout::INPUTS;
+use crate::model::decoder::{Block, Observer, Shared};
+use crate::model::kernels::Kernels;
+use crate::model::kv_cache::{KvCache, KvPrecision, KvShape};
+use crate::model::layout::{INPUTS, Input};
+use crate::model::linear::Linear;
 use crate::model::rope::Rope;
-use crate::packed::random::Untrained;
 use crate::packed::{self, PackedLinear, dense::Dense};
 use crate::quant::LayerStats;
 use crate::quant::solver::{InputSums, Solver, cpu::Cpu, gpu::GpuSolver};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use safetensors::tensor::View;
-use std::sync::{Arc, Mutex};
+use std::cell::RefCell;
+use std::sync::Arc;
 
 /// The calibration texts between two blocks.
 pub struct Flow {
@@ -68,8 +67,8 @@ impl Flow {
         let dims = (longest, config.hidden_size);
         let mut flow = Flow {
             config: config.clone(),
-            rope: Rope::new(config, longest, kernels.as_ref())?,
-            cache: KvCache::new(kernels.kv_cache(shape, kv)?, shape.capacity),
+            rope: Rope::new(config, longest, |table| kernels.place(table))?,
+            cache: KvCache::new(kernels.kv_cache(shape, kv)?, longest),
             streams: vec![],
             scratch: match kernels.gpu() {
                 Some(gpu) => Some(gpu.buffer(dims, DType::F32, Part::Activations)?),
@@ -103,18 +102,14 @@ impl Flow {
             .map(|input| (input.linears[0].shape)(&self.config).1);
         let sums: Vec<_> = widths.map(|k| self.solver.sums(k)).collect();
         let recorder = Recorder {
-            kernels: self.kernels.as_ref(),
-            recording: Mutex::new(Recording {
-                sums: sums.into_iter().collect::<Result<_>>()?,
-                next: 0,
-            }),
+            sums: RefCell::new(sums.into_iter().collect::<Result<_>>()?),
         };
         for stream in &self.streams {
-            self.run(&placed.block, self.lend(stream)?, &recorder)?;
+            self.run(&placed.block, self.lend(stream)?, Some(&recorder))?;
         }
         self.kernels.synchronize()?;
         drop(placed);
-        let sums = recorder.finish().into_iter();
+        let sums = recorder.sums.into_inner().into_iter();
         sums.map(|sums| sums.finish()).collect()
     }
 
@@ -123,16 +118,23 @@ impl Flow {
         let placed = self.placed(block)?;
         for i in 0..self.streams.len() {
             let stream = self.streams[i].tensor.clone();
-            self.streams[i].tensor = self.run(&placed.block, stream, self.kernels.as_ref())?;
+            self.streams[i].tensor = self.run(&placed.block, stream, None)?;
         }
         self.kernels.synchronize()
     }
 
-    fn run(&self, block: &Block, stream: Tensor, kernels: &dyn Kernels) -> Result<Tensor> {
+    fn run(
+        &self,
+        block: &Block,
+        stream: Tensor,
+        observer: Option<&dyn Observer>,
+    ) -> Result<Tensor> {
+        let kernels = self.kernels.as_ref();
         let shared = Shared {
             config: &self.config,
             rope: &self.rope,
             kernels,
+            observer,
         };
         kernels.seek(0)?;
         block.forward(stream, 1, &shared, &self.cache.layers[0], 0)
@@ -229,131 +231,14 @@ fn copy(gpu: &Gpu, from: &Tensor, to: &Tensor) -> Result<()> {
     gpu.launch("copy_f32", [n.div_ceil(1024), 1, 1], 256, args)
 }
 
-/// Kernels that sum up the inputs of a block's linears on the way.
-struct Recorder<'a> {
-    kernels: &'a dyn Kernels,
-    recording: Mutex<Recording>,
+/// Sums up the inputs of a block's linears.
+struct Recorder {
+    /// In the order of [`INPUTS`].
+    sums: RefCell<Vec<Box<dyn InputSums>>>,
 }
 
-struct Recording {
-    /// In the order in which a block uses its groups.
-    sums: Vec<Box<dyn InputSums>>,
-    /// The group whose input comes next.
-    next: usize,
-}
-
-impl Recorder<'_> {
-    fn sum_up(&self, x: &Tensor) -> Result<()> {
-        let mut recording = lock(&self.recording);
-        let group = recording.next;
-        recording.next = (group + 1) % recording.sums.len();
-        recording.sums[group].add(x)
-    }
-
-    fn finish(self) -> Vec<Box<dyn InputSums>> {
-        let recording = self.recording.into_inner();
-        recording.unwrap_or_else(|e| e.into_inner()).sums
-    }
-}
-
-impl Kernels for Recorder<'_> {
-    fn linears(&self, linears: &[&Linear], x: &Tensor) -> Result<Vec<Tensor>> {
-        self.sum_up(x)?;
-        self.kernels.linears(linears, x)
-    }
-
-    fn add_linear(&self, x: Tensor, linear: &Linear, h: &Tensor) -> Result<Tensor> {
-        self.sum_up(h)?;
-        self.kernels.add_linear(x, linear, h)
-    }
-
-    // Everything else as it is.
-
-    fn fill(&self, what: &Untrained, seed: u64) -> Result<Tensor> {
-        self.kernels.fill(what, seed)
-    }
-
-    fn device(&self) -> &Device {
-        self.kernels.device()
-    }
-
-    fn gpu(&self) -> Option<&Gpu> {
-        self.kernels.gpu()
-    }
-
-    fn activation_dtype(&self) -> DType {
-        self.kernels.activation_dtype()
-    }
-
-    fn chunk_tokens(&self, batch: usize) -> usize {
-        self.kernels.chunk_tokens(batch)
-    }
-
-    fn logit_rows(&self) -> usize {
-        self.kernels.logit_rows()
-    }
-
-    fn product_name(&self, weight: &dyn PackedLinear, rows: usize) -> String {
-        self.kernels.product_name(weight, rows)
-    }
-
-    fn upload(&self, bytes: &[u8], dtype: DType, shape: &[usize]) -> Result<Tensor> {
-        self.kernels.upload(bytes, dtype, shape)
-    }
-
-    fn place(&self, tensor: Tensor) -> Result<Tensor> {
-        self.kernels.place(tensor)
-    }
-
-    fn kv_cache(&self, shape: KvShape, precision: KvPrecision) -> Result<Vec<LayerCache>> {
-        self.kernels.kv_cache(shape, precision)
-    }
-
-    fn ids(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
-        self.kernels.ids(ids, batch)
-    }
-
-    fn seek(&self, position: usize) -> Result<()> {
-        self.kernels.seek(position)
-    }
-
-    fn advance(&self, tokens: usize) -> Result<()> {
-        self.kernels.advance(tokens)
-    }
-
-    fn embed(&self, table: &Dense, ids: &Tensor) -> Result<Tensor> {
-        self.kernels.embed(table, ids)
-    }
-
-    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
-        self.kernels.rms_norm(x, gain, eps)
-    }
-
-    fn attend(&self, qkv: Projected, cache: &LayerCache, placing: &Placing) -> Result<Tensor> {
-        self.kernels.attend(qkv, cache, placing)
-    }
-
-    fn swiglu(&self, gate: Tensor, up: Tensor) -> Result<Tensor> {
-        self.kernels.swiglu(gate, up)
-    }
-
-    fn last_rows(&self, h: &Tensor) -> Result<Tensor> {
-        self.kernels.last_rows(h)
-    }
-
-    fn logits(&self, head: &dyn PackedLinear, h: &Tensor) -> Result<Tensor> {
-        self.kernels.logits(head, h)
-    }
-
-    fn greedy(&self, logits: &Tensor) -> Result<Tensor> {
-        self.kernels.greedy(logits)
-    }
-
-    fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Graph>>> {
-        self.kernels.record(body)
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        self.kernels.synchronize()
+impl Observer for Recorder {
+    fn observe(&self, input: Input, x: &Tensor) -> Result<()> {
+        self.sums.borrow_mut()[input as usize].add(x)
     }
 }

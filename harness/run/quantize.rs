@@ -9,12 +9,13 @@ use crate::device::Gpu;
 use crate::formats::native::PackedModel;
 use crate::formats::source::{WeightSource, untied};
 use crate::model::config::Config;
-use crate::model::decoder::{Block, Linear};
+use crate::model::decoder::Block;
 use crate::model::kernels::{CpuKernels, Kernels};
 use crate::model::kv_cache::KvPrecision;
 use crate::model::layout::{
     self, EMBEDDING, FINAL_NORM, HEAD, INPUTS, Norm, Producer, Slot, bias_name, norms, weight_name,
 };
+use crate::model::linear::Linear;
 use crate::packed::random::{self, Untrained};
 use crate::packed::{PackedLinear, dense::Dense, with_slice};
 use crate::quant::{

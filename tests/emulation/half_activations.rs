@@ -3,9 +3,9 @@
 use candle_core::{DType, Device, Tensor};
 use quantbench::Result;
 use quantbench::device::Graph;
-use quantbench::model::decoder::Linear;
 use quantbench::model::kernels::{CpuKernels, Kernels, Placing, Projected};
 use quantbench::model::kv_cache::{KvPrecision, KvShape, LayerCache};
+use quantbench::model::linear::Linear;
 use quantbench::packed::PackedLinear;
 use quantbench::packed::dense::Dense;
 use quantbench::packed::random::Untrained;

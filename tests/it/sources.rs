@@ -8,7 +8,8 @@ use half::{bf16, f16};
 use quantbench::Error;
 use quantbench::formats::{open, source::WeightSource};
 use quantbench::hash::sha256;
-use quantbench::model::config::{Config, RopeScaling};
+use quantbench::model::angles::RopeScaling;
+use quantbench::model::config::Config;
 use quantbench::model::layout::layout;
 use serde_json::{Value, json};
 
