@@ -1,6 +1,6 @@
 //! `quantbench compare`, and the baselines of `quantbench run`.
 
-use super::{EXIT_CELL_FAILED, EXIT_OK};
+use super::exit::{EXIT_CELL_FAILED, EXIT_OK};
 use crate::compare::thresholds::Percent;
 use crate::compare::{self, Comparison, Outcome, Side, Thresholds, baseline, render};
 use crate::record::tables::write_whole;

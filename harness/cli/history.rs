@@ -1,6 +1,6 @@
 //! `quantbench history`.
 
-use super::EXIT_OK;
+use super::exit::EXIT_OK;
 use crate::Result;
 use crate::history::{self, trend};
 use crate::say;

@@ -1,6 +1,6 @@
 //! `quantbench list`: what can be measured.
 
-use super::EXIT_OK;
+use super::exit::EXIT_OK;
 use crate::data::protocol::PROTOCOLS;
 use crate::error::Result;
 use crate::formats::shapes;

@@ -2,6 +2,7 @@
 
 mod args;
 mod compare;
+mod exit;
 mod history;
 mod list;
 mod report;
@@ -10,19 +11,13 @@ mod suite;
 mod values;
 
 use self::args::RunArgs;
+use self::exit::{EXIT_OK, EXIT_USAGE};
 use self::list::Listed;
 use crate::run::child::WORKER;
 use crate::run::worker;
 use crate::say;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::path::PathBuf;
-
-/// All cells fine.
-const EXIT_OK: i32 = 0;
-/// Wrong arguments or configuration.
-const EXIT_USAGE: i32 = 2;
-/// Some cell has no result; the report was written all the same.
-const EXIT_CELL_FAILED: i32 = 3;
 
 #[derive(Parser)]
 #[command(

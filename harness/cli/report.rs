@@ -1,6 +1,6 @@
 //! `quantbench report`: a run's report from its files alone.
 
-use super::EXIT_OK;
+use super::exit::EXIT_OK;
 use crate::error::{Error, Result};
 use crate::record::Tables;
 use crate::{report, say};

@@ -2,8 +2,8 @@
 
 use super::args::{RunArgs, options};
 use super::compare::Gate;
+use super::exit::{EXIT_CELL_FAILED, EXIT_OK};
 use super::suite::{self, Part};
-use super::{EXIT_CELL_FAILED, EXIT_OK};
 use crate::error::Result;
 use crate::report::{self, Rendered};
 use crate::run::progress::Progress;

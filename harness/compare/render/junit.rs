@@ -1,7 +1,7 @@
 //! The comparison as JUnit XML: a suite per run, a case per number, a failure per regression, an
 //! error per cell that failed or was not comparable.
 
-use super::{Shown, title};
+use super::words::{Shown, title};
 use crate::compare::{Comparison, RunComparison, Verdict};
 
 pub fn junit(comparison: &Comparison) -> String {

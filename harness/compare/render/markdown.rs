@@ -1,7 +1,7 @@
 //! The comparison for a job summary or a pull-request comment: the verdict first, what changed
 //! next, all the rest folded.
 
-use super::{Shown, failures, headline, notes, rule, title};
+use super::words::{Shown, failures, headline, notes, rule, title};
 use crate::compare::{Change, Comparison};
 use crate::record::format::one_line;
 

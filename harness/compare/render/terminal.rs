@@ -1,6 +1,6 @@
 //! The comparison as aligned plain ASCII.
 
-use super::{Shown, failures, headline, notes, rule, title};
+use super::words::{Shown, failures, headline, notes, rule, title};
 use crate::compare::Comparison;
 use crate::record::format::ascii;
 

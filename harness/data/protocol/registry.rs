@@ -1,6 +1,7 @@
 //! The registered protocols, each with the source that it follows.
 
-use super::{Bos, FirstScored, Join, Protocol, Specials, Tail, Weighting};
+use super::definition::{Bos, FirstScored, Protocol, Specials, Tail, Weighting};
+use super::join::Join;
 
 /// A protocol before its numbers are filled in.
 pub struct ProtocolFamily {

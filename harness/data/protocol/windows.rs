@@ -3,7 +3,7 @@
 //! Whatever a protocol puts at the start of a window, in place of a token or before it, a window
 //! comes out as an optional token and a range of the stream; what is scored is a range too.
 
-use super::{Bos, FirstScored, Protocol, SpecialTokens, Tail, Weighting};
+use super::definition::{Bos, FirstScored, Protocol, SpecialTokens, Tail, Weighting};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
