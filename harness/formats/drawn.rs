@@ -9,7 +9,7 @@
 //! name alone: the same bytes in every run, made on the CPU or on a GPU.
 
 use super::shapes;
-use super::source::{Make, WeightSource};
+use super::source::{Make, SourceInfo, WeightSource};
 use crate::error::TensorFault;
 use crate::hash::sha256;
 use crate::model::config::Config;
@@ -25,19 +25,25 @@ const DRAWN: &str = "synthetic-fp16";
 
 /// Random FP16 weights in a shape.
 pub struct Drawn {
-    name: String,
-    /// The model whose shape it is.
-    model: String,
-    config: Config,
+    info: SourceInfo,
 }
 
 impl Drawn {
     /// Weights for this shape; `model` is the name of whose shape it is.
     pub fn new(id: &str, model: &str, config: Config) -> Self {
         Drawn {
-            name: format!("{DRAWN}:{id}"),
-            model: model.into(),
-            config,
+            info: SourceInfo {
+                name: format!("{DRAWN}:{id}"),
+                source_format: DRAWN.into(),
+                config,
+                warnings: vec![format!(
+                    "the weights are random FP16 numbers in the shapes of {model}, calibrated on \
+                     random tokens: the cost of quantizing, memory and speed are measured, quality \
+                     is not there"
+                )],
+                has_weights: true,
+                reads_text: false,
+            },
         }
     }
 }
@@ -46,28 +52,16 @@ impl Drawn {
 pub fn named(model: &Path) -> Option<Result<Drawn>> {
     let id = model.to_str()?.strip_prefix(DRAWN)?.strip_prefix(':')?;
     let shape = shapes::shape(id);
-    Some(shape.map(|shape| Drawn::new(&shape.id, &shape.model, shape.config)))
+    Some(shape.map(|shape| Drawn::new(&shape.id, &shape.model, shape.info.config)))
 }
 
 impl WeightSource for Drawn {
-    fn config(&self) -> &Config {
-        &self.config
-    }
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn source_format(&self) -> &str {
-        DRAWN
-    }
-
-    fn reads_text(&self) -> bool {
-        false
+    fn info(&self) -> &SourceInfo {
+        &self.info
     }
 
     fn has(&self, name: &str) -> bool {
-        layout(&self.config).contains_key(name)
+        layout(self.config()).contains_key(name)
     }
 
     fn tensor(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
@@ -75,11 +69,11 @@ impl WeightSource for Drawn {
     }
 
     fn tensor_by(&self, name: &str, expected: &[usize], make: &Make) -> Result<Vec<f32>> {
-        let tensors = layout(&self.config);
+        let tensors = layout(self.config());
         let shape = tensors.get(name);
         if shape.is_none_or(|shape| shape != expected) {
             return Err(Error::from(TensorFault {
-                path: self.name.clone().into(),
+                path: self.info.name.clone().into(),
                 tensor: name.into(),
                 expected: format!("shape {expected:?}"),
                 found: shape.map_or("no such tensor".into(), |s| format!("{s:?}")),
@@ -109,15 +103,7 @@ impl WeightSource for Drawn {
 
     /// Of the name, which determines every weight.
     fn sha256(&self) -> Result<String> {
-        Ok(sha256([self.name.as_bytes()]))
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        vec![format!(
-            "the weights are random FP16 numbers in the shapes of {}, calibrated on random tokens: \
-             the cost of quantizing, memory and speed are measured, quality is not there",
-            self.model
-        )]
+        Ok(sha256([self.info.name.as_bytes()]))
     }
 }
 
@@ -139,7 +125,7 @@ mod tests {
 
     #[test]
     fn names_are_those_of_shapes() {
-        assert_eq!(source().name(), "synthetic-fp16:smollm2-135m");
+        assert_eq!(source().info().name, "synthetic-fp16:smollm2-135m");
         assert_eq!(source().config().hidden_size, 576);
         assert!(named(Path::new("synthetic:smollm2-135m")).is_none());
         assert!(named(Path::new("models/synthetic-fp16")).is_none());

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::source::{
-    Bytes, Float, WeightSource, check_layout, check_shape, display_name, missing, untied,
+    Bytes, Float, SourceInfo, WeightSource, check_layout, check_shape, display_name, missing,
+    untied,
 };
 use crate::error::TensorFault;
 use crate::hash::sha256;
@@ -17,11 +18,8 @@ use crate::{Error, Result};
 
 /// Weights in safetensors files, of a folder or compiled in.
 pub(super) struct SafetensorsSource {
-    name: String,
+    info: SourceInfo,
     config_path: PathBuf,
-    config: Config,
-    format: String,
-    warnings: Vec<String>,
     /// In name order.
     shards: Vec<(PathBuf, Bytes)>,
     tensors: BTreeMap<String, Stored>,
@@ -172,12 +170,17 @@ impl SafetensorsSource {
             .map(|(name, t)| (name.as_str(), (shards[t.shard].0.as_path(), &t.shape[..])))
             .collect();
         check_layout(config_path, &config, &found)?;
-        let source = Self {
+        let info = SourceInfo {
             name,
-            config_path: config_path.to_path_buf(),
+            source_format: format(&tensors),
             config,
-            format: format(&tensors),
             warnings,
+            has_weights: true,
+            reads_text: true,
+        };
+        let source = Self {
+            info,
+            config_path: config_path.to_path_buf(),
             shards,
             tensors,
         };
@@ -187,7 +190,7 @@ impl SafetensorsSource {
 
     /// Refuses a head beside a configuration that ties it, unless it is the embedding once more.
     fn check_tied_head(&self) -> Result<()> {
-        let (true, Some(head)) = (self.config.tied_head, self.tensors.get(HEAD)) else {
+        let (true, Some(head)) = (self.config().tied_head, self.tensors.get(HEAD)) else {
             return Ok(());
         };
         let embedding = &self.tensors[EMBEDDING];
@@ -342,16 +345,8 @@ fn format(tensors: &BTreeMap<String, Stored>) -> String {
 }
 
 impl WeightSource for SafetensorsSource {
-    fn config(&self) -> &Config {
-        &self.config
-    }
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn source_format(&self) -> &str {
-        &self.format
+    fn info(&self) -> &SourceInfo {
+        &self.info
     }
 
     fn has(&self, name: &str) -> bool {
@@ -369,9 +364,5 @@ impl WeightSource for SafetensorsSource {
 
     fn sha256(&self) -> Result<String> {
         Ok(sha256(self.shards.iter().map(|(_, bytes)| &bytes[..])))
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        self.warnings.clone()
     }
 }

@@ -1,6 +1,6 @@
 //! The shapes of published models, which have no weights: `synthetic:ID`.
 
-use super::source::WeightSource;
+use super::source::{SourceInfo, WeightSource};
 use crate::model::angles::RopeScaling;
 use crate::model::config::Config;
 use crate::model::layout::layout;
@@ -41,9 +41,7 @@ pub struct Shape {
     pub id: String,
     /// The model's own name.
     pub model: String,
-    pub config: Config,
-    name: String,
-    sliding_window: bool,
+    pub info: SourceInfo,
 }
 
 impl Shape {
@@ -71,18 +69,35 @@ impl Shape {
             eos_token_id: None,
         };
         config.validate(Path::new("datasets/shapes/model_shapes.csv"))?;
+        let mut warnings = vec![format!(
+            "the weights are random codes in the shapes of {}: memory and speed are measured, \
+             quality is not there",
+            row.model
+        )];
+        if row.sliding_window.is_some() {
+            warnings.push(format!(
+                "the model attends within a sliding window: contexts are limited to {} tokens, \
+                 where it makes no difference",
+                config.max_position_embeddings
+            ));
+        }
         Ok(Shape {
-            name: format!("{SYNTHETIC}:{}", row.id),
+            info: SourceInfo {
+                name: format!("{SYNTHETIC}:{}", row.id),
+                source_format: SYNTHETIC.into(),
+                config,
+                warnings,
+                has_weights: false,
+                reads_text: false,
+            },
             id: row.id,
             model: row.model,
-            config,
-            sliding_window: row.sliding_window.is_some(),
         })
     }
 
     /// Weights, biases and gains of the whole model.
     pub fn parameters(&self) -> u64 {
-        layout(&self.config)
+        layout(self.config())
             .values()
             .map(|shape| shape.iter().product::<usize>() as u64)
             .sum()
@@ -124,20 +139,8 @@ pub fn shape(id: &str) -> Result<Shape> {
 }
 
 impl WeightSource for Shape {
-    fn config(&self) -> &Config {
-        &self.config
-    }
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn source_format(&self) -> &str {
-        SYNTHETIC
-    }
-
-    fn has_weights(&self) -> bool {
-        false
+    fn info(&self) -> &SourceInfo {
+        &self.info
     }
 
     fn has(&self, _name: &str) -> bool {
@@ -146,7 +149,10 @@ impl WeightSource for Shape {
 
     fn tensor(&self, name: &str, _expected: &[usize]) -> Result<Vec<f32>> {
         Err(Error::unsupported(
-            format!("{} has no `{name}` to read: it is a shape only", self.name),
+            format!(
+                "{} has no `{name}` to read: it is a shape only",
+                self.info.name
+            ),
             "use a model with weights",
         ))
     }
@@ -154,22 +160,6 @@ impl WeightSource for Shape {
     /// Of nothing: empty.
     fn sha256(&self) -> Result<String> {
         Ok(String::new())
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        let mut warnings = vec![format!(
-            "the weights are random codes in the shapes of {}: memory and speed are measured, \
-             quality is not there",
-            self.model
-        )];
-        if self.sliding_window {
-            warnings.push(format!(
-                "the model attends within a sliding window: contexts are limited to {} tokens, \
-                 where it makes no difference",
-                self.config.max_position_embeddings
-            ));
-        }
-        warnings
     }
 }
 

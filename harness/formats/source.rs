@@ -25,25 +25,29 @@ use crate::{Error, Result, hub};
 /// [`random::through_gpu`]: crate::packed::random::through_gpu
 pub type Make<'a> = dyn Fn(&Untrained, u64) -> Result<Tensor> + 'a;
 
+/// What a source says about its model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceInfo {
+    /// Display name of the model.
+    pub name: String,
+    /// What the weights were stored as: `safetensors-f16`, `gguf-q4_1`, ...
+    pub source_format: String,
+    pub config: Config,
+    /// Plain-word warnings for every row of the run.
+    pub warnings: Vec<String>,
+    /// Whether there are weights to read; without, the source is a shape only.
+    pub has_weights: bool,
+    /// Whether its ids stand for text, so that there is quality to measure.
+    pub reads_text: bool,
+}
+
 /// A checkpoint whose tensors are read one at a time, under Hugging Face names
 /// (`model.layers.0.self_attn.q_proj.weight`), in Hugging Face row order.
 pub trait WeightSource: Send + Sync {
-    fn config(&self) -> &Config;
+    fn info(&self) -> &SourceInfo;
 
-    /// Display name of the model.
-    fn name(&self) -> &str;
-
-    /// What the weights were stored as: `safetensors-f16`, `gguf-q4_1`, ...
-    fn source_format(&self) -> &str;
-
-    /// Whether there are weights to read; without, the source is a shape only.
-    fn has_weights(&self) -> bool {
-        true
-    }
-
-    /// Whether its ids stand for text, so that there is quality to measure.
-    fn reads_text(&self) -> bool {
-        self.has_weights()
+    fn config(&self) -> &Config {
+        &self.info().config
     }
 
     /// Whether the tensor exists.
@@ -59,9 +63,6 @@ pub trait WeightSource: Send + Sync {
 
     /// SHA-256 (hex) over the weight files' bytes, in name order.
     fn sha256(&self) -> Result<String>;
-
-    /// Plain-word warnings for every row of the run.
-    fn warnings(&self) -> Vec<String>;
 }
 
 /// Refuses a checkpoint that lacks a tensor of the decoder, has one in another shape, or has one

@@ -176,7 +176,7 @@ mod tests {
         };
         for id in ["gptq-int4", "awq-int4", "gptq-int3-g32", "gptq-int8-gch"] {
             let spec = quant::parse(id).unwrap().spec();
-            let found = footprint(&shape.config, &texts, &spec);
+            let found = footprint(&shape.info.config, &texts, &spec);
             println!("{id}: {found:?}");
             assert!(found.device_bytes < 80_000_000_000, "{id}: {found:?}");
             assert!(found.host_bytes < 24_000_000_000, "{id}: {found:?}");

@@ -7,7 +7,7 @@
 use super::calibration::Flow;
 use crate::device::Gpu;
 use crate::formats::native::PackedModel;
-use crate::formats::source::{WeightSource, untied};
+use crate::formats::source::{SourceInfo, WeightSource, untied};
 use crate::model::config::Config;
 use crate::model::decoder::Block;
 use crate::model::kernels::{CpuKernels, Kernels};
@@ -166,16 +166,8 @@ struct Read<'a> {
 }
 
 impl WeightSource for Read<'_> {
-    fn config(&self) -> &Config {
-        self.source.config()
-    }
-
-    fn name(&self) -> &str {
-        self.source.name()
-    }
-
-    fn source_format(&self) -> &str {
-        self.source.source_format()
+    fn info(&self) -> &SourceInfo {
+        self.source.info()
     }
 
     fn has(&self, name: &str) -> bool {
@@ -198,10 +190,6 @@ impl WeightSource for Read<'_> {
 
     fn sha256(&self) -> Result<String> {
         self.source.sha256()
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        self.source.warnings()
     }
 }
 

@@ -223,7 +223,7 @@ fn use_f32_embedding_and_norms(decoder: &mut Decoder, model: &std::path::Path) {
 #[test]
 fn synthetic_models_give_finite_logits_at_every_precision() {
     let shape = quantbench::formats::shapes::named(Path::new("synthetic:smollm2-135m"));
-    let config = shape.unwrap().unwrap().config;
+    let config = shape.unwrap().unwrap().info.config;
     let kv = KvPrecision::parse("fp16").unwrap();
     let ids: Vec<u32> = (0..24)
         .map(|i| i * 1999 % config.vocab_size as u32)

@@ -298,7 +298,7 @@ fn models_without_weights_are_filled_on_the_device_with_the_bytes_of_the_cpu() {
         head_dim: 16,
         vocab_size: 333,
         qkv_bias: true,
-        ..shape.unwrap().unwrap().config
+        ..shape.unwrap().unwrap().info.config
     };
     for precision in PRECISIONS {
         let spec = quant::parse(precision).unwrap().spec();

@@ -7,9 +7,11 @@ use crate::driver::{gpu, gpu_kernels};
 use candle_core::{DType, Tensor};
 use half::f16;
 use quantbench::formats::native;
-use quantbench::formats::{self, source::WeightSource};
+use quantbench::formats::{
+    self,
+    source::{SourceInfo, WeightSource},
+};
 use quantbench::memory::Part;
-use quantbench::model::config::Config;
 use quantbench::model::kernels::{CpuKernels, Kernels};
 use quantbench::packed::PackedLinear;
 use quantbench::quant::solver::{Solver, cpu::Cpu, gpu::GpuSolver};
@@ -201,29 +203,21 @@ fn a_weight_whose_step_exceeds_fp16_is_refused_by_name() {
 /// The first blocks of another source.
 struct FirstBlocks {
     source: Box<dyn WeightSource>,
-    config: Config,
+    info: SourceInfo,
 }
 
 impl FirstBlocks {
     fn of_embedded(layers: usize) -> Self {
         let source = formats::open(None).unwrap();
-        let mut config = source.config().clone();
-        config.layers = layers;
-        FirstBlocks { source, config }
+        let mut info = source.info().clone();
+        info.config.layers = layers;
+        FirstBlocks { source, info }
     }
 }
 
 impl WeightSource for FirstBlocks {
-    fn config(&self) -> &Config {
-        &self.config
-    }
-
-    fn name(&self) -> &str {
-        self.source.name()
-    }
-
-    fn source_format(&self) -> &str {
-        self.source.source_format()
+    fn info(&self) -> &SourceInfo {
+        &self.info
     }
 
     fn has(&self, name: &str) -> bool {
@@ -236,10 +230,6 @@ impl WeightSource for FirstBlocks {
 
     fn sha256(&self) -> Result<String> {
         self.source.sha256()
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        vec![]
     }
 }
 

@@ -4,7 +4,10 @@
 use crate::common::{cpu, fp16_cache};
 use quantbench::Result;
 use quantbench::formats::drawn::Drawn;
-use quantbench::formats::{self, source::WeightSource};
+use quantbench::formats::{
+    self,
+    source::{SourceInfo, WeightSource},
+};
 use quantbench::model::angles::RopeScaling;
 use quantbench::model::config::Config;
 use quantbench::model::kv_cache::KvPrecision;
@@ -70,16 +73,8 @@ impl Changed {
 }
 
 impl WeightSource for Changed {
-    fn config(&self) -> &Config {
-        self.drawn.config()
-    }
-
-    fn name(&self) -> &str {
-        "tiny"
-    }
-
-    fn source_format(&self) -> &str {
-        "none"
+    fn info(&self) -> &SourceInfo {
+        self.drawn.info()
     }
 
     fn has(&self, name: &str) -> bool {
@@ -96,10 +91,6 @@ impl WeightSource for Changed {
 
     fn sha256(&self) -> Result<String> {
         Ok(String::new())
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        vec![]
     }
 }
 

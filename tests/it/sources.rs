@@ -161,7 +161,7 @@ fn every_float_type_reads_exactly() {
         let source = open(Some(folder.path())).unwrap();
         assert_fixture(&*source);
         let format = format!("safetensors-{}", dtype.to_lowercase());
-        assert_eq!(source.source_format(), format);
+        assert_eq!(source.info().source_format, format);
         assert_eq!(source.sha256().unwrap(), hash);
         assert_eq!(source.config(), &config);
         let wrong = source
@@ -210,7 +210,7 @@ fn a_mixed_checkpoint_says_so() {
         &[("model.safetensors", safetensors(&tensors))],
     );
     assert_eq!(
-        open(Some(one.path())).unwrap().source_format(),
+        open(Some(one.path())).unwrap().info().source_format,
         "safetensors-f16"
     );
     let at = tensors
@@ -223,7 +223,7 @@ fn a_mixed_checkpoint_says_so() {
         &[("model.safetensors", safetensors(&tensors))],
     );
     let source = open(Some(two.path())).unwrap();
-    assert_eq!(source.source_format(), "safetensors-mixed");
+    assert_eq!(source.info().source_format, "safetensors-mixed");
     assert_fixture(&*source);
 }
 
@@ -766,7 +766,7 @@ fn the_embedded_model_opens() {
         source.sha256().unwrap(),
         "4ce8c8f559e64eaa78404af0faccfd63d731ae7410bdcdf67cf8178ee4ceefd2"
     );
-    assert_eq!(source.source_format(), "safetensors-f16");
+    assert_eq!(source.info().source_format, "safetensors-f16");
     let weights: usize = layout(source.config())
         .iter()
         .map(|(name, shape)| source.tensor(name, shape).unwrap().len())
@@ -934,9 +934,9 @@ fn gguf_reads_in_hugging_face_order() {
     for architecture in ["llama", "qwen2"] {
         let file = on_disk(&small_gguf(architecture).bytes());
         let source = open(Some(&file.1)).unwrap();
-        assert_eq!(source.source_format(), "gguf-f32");
-        assert_eq!(source.name(), "some");
-        assert!(source.warnings().is_empty());
+        assert_eq!(source.info().source_format, "gguf-f32");
+        assert_eq!(source.info().name, "some");
+        assert!(source.info().warnings.is_empty());
         assert_eq!(source.config().qkv_bias, architecture == "qwen2");
         assert!(source.config().tied_head && !source.has("lm_head.weight"));
         assert_eq!(
@@ -1312,11 +1312,11 @@ fn dequantized(kind: u32, columns: u64, rows: u64, blocks: Vec<u8>) -> (Vec<f32>
     }
     let file = on_disk(&w.bytes());
     let source = open(Some(&file.1)).unwrap();
-    assert_eq!(source.source_format(), "gguf-f32-mixed");
+    assert_eq!(source.info().source_format, "gguf-f32-mixed");
     let up = "model.layers.0.mlp.up_proj.weight";
     (
         source.tensor(up, &[rows as usize, hidden]).unwrap(),
-        source.warnings(),
+        source.info().warnings.clone(),
     )
 }
 
@@ -1396,9 +1396,9 @@ fn smollm2_agrees_with_an_independent_reader() {
     let golden = golden("smollm2/weights.json");
     let source = open(Some(&path)).unwrap();
     assert_eq!(source.sha256().unwrap(), golden["model_sha256"]);
-    assert_eq!(source.source_format(), "gguf-q4_1");
+    assert_eq!(source.info().source_format, "gguf-q4_1");
     assert_eq!(
-        source.warnings(),
+        source.info().warnings,
         [
             "weights were already quantized (Q4_1): 4-bit rows look better than they would from \
           full precision"

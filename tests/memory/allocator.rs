@@ -95,7 +95,7 @@ fn a_synthetic_model_takes_its_own_bytes_and_no_more() {
     let _alone = alone();
     rayon::broadcast(|_| ());
     let shape = quantbench::formats::shapes::named(Path::new("synthetic:smollm2-135m"));
-    let config = shape.unwrap().unwrap().config;
+    let config = shape.unwrap().unwrap().info.config;
     for precision in ["fp16", "fp8", "int8", "rtn-int4", "rtn-int3-g64"] {
         let spec = quant::parse(precision).unwrap().spec();
         let bracket = Bracket::open();

@@ -3,7 +3,9 @@
 use super::file::Decode;
 use super::file::Type;
 use super::file::{Gguf, damaged};
-use crate::formats::source::{WeightSource, check_layout, check_shape, display_name, missing};
+use crate::formats::source::{
+    SourceInfo, WeightSource, check_layout, check_shape, display_name, missing,
+};
 use crate::hash::sha256;
 use crate::model::angles::RopeScaling;
 use crate::model::config::Config;
@@ -16,10 +18,7 @@ use std::path::Path;
 /// A llama or qwen2 model in a GGUF file.
 pub(crate) struct GgufSource {
     file: Gguf,
-    name: String,
-    config: Config,
-    format: String,
-    warnings: Vec<String>,
+    info: SourceInfo,
     /// GGUF name by Hugging Face name.
     names: BTreeMap<String, String>,
 }
@@ -43,15 +42,16 @@ pub(crate) fn open(path: &Path) -> Result<GgufSource> {
         .map(|(hf, gguf)| (hf.as_str(), (path, &file.tensors[gguf].shape[..])))
         .collect();
     check_layout(path, &config, &found)?;
-    let (format, warnings) = describe(&file, &names);
-    Ok(GgufSource {
+    let (source_format, warnings) = describe(&file, &names);
+    let info = SourceInfo {
         name: display_name(path, true),
-        file,
+        source_format,
         config,
-        format,
         warnings,
-        names,
-    })
+        has_weights: true,
+        reads_text: true,
+    };
+    Ok(GgufSource { file, info, names })
 }
 
 const ROPE_FACTORS: &str = "rope_freqs.weight";
@@ -269,16 +269,8 @@ fn unpermute(values: &[f32], head_dim: usize, columns: usize) -> Vec<f32> {
 }
 
 impl WeightSource for GgufSource {
-    fn config(&self) -> &Config {
-        &self.config
-    }
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn source_format(&self) -> &str {
-        &self.format
+    fn info(&self) -> &SourceInfo {
+        &self.info
     }
 
     fn has(&self, name: &str) -> bool {
@@ -294,18 +286,14 @@ impl WeightSource for GgufSource {
         check_shape(&self.file.path, name, expected, &tensor.shape)?;
         let values = self.file.dequantize(tensor)?;
         let is_rotary = layout::linear(name).is_some_and(|row| row.is_rotary);
-        if is_rotary && self.config.architecture == "llama" {
+        if is_rotary && self.config().architecture == "llama" {
             let columns = tensor.shape.get(1).copied().unwrap_or(1);
-            return Ok(unpermute(&values, self.config.head_dim, columns));
+            return Ok(unpermute(&values, self.config().head_dim, columns));
         }
         Ok(values)
     }
 
     fn sha256(&self) -> Result<String> {
         Ok(sha256([&self.file.bytes[..]]))
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        self.warnings.clone()
     }
 }

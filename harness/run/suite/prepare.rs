@@ -114,12 +114,12 @@ fn model_info(
     };
     let shapes = crate::model::layout::layout(config);
     Ok(ModelInfo {
-        name: source.name().into(),
+        name: source.info().name.clone(),
         source: options
             .model
             .as_ref()
             .map_or("embedded".into(), |p| p.display().to_string()),
-        source_format: source.source_format().into(),
+        source_format: source.info().source_format.clone(),
         architecture: config.architecture.clone(),
         parameters: count(&shapes, false),
         body_parameters: count(&shapes, true),
@@ -148,8 +148,8 @@ impl<'a> Suite<'a> {
         } = methods;
         let protocols = scoring::protocols(options)?;
         let config = source.config();
-        let has_weights = source.has_weights();
-        let reads_text = source.reads_text();
+        let has_weights = source.info().has_weights;
+        let reads_text = source.info().reads_text;
         if !reads_text {
             refuse_quality(options, has_weights)?;
             let brings_weights = |asked: &&Asked| asked.method.declared().is_some();
@@ -192,7 +192,7 @@ impl<'a> Suite<'a> {
             ..
         } = texts;
 
-        let of_source = source.warnings().into_iter();
+        let of_source = source.info().warnings.iter().cloned();
         let mut common_warnings: Vec<Warning> = of_source
             .map(|words| Warning::Source { words })
             .chain(warnings)
