@@ -22,6 +22,7 @@ mod divergence;
 mod docs;
 mod drawn;
 mod emulation_faults;
+mod floors;
 mod gpu;
 mod gpu_products;
 mod gpu_quantize;

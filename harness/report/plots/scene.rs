@@ -11,6 +11,9 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::path::Path;
 use std::sync::OnceLock;
 
+/// What every picture is drawn on.
+pub const PAPER: RGBColor = RGBColor(255, 255, 255);
+
 /// A point in logical pixels, y downwards.
 pub type Point = (f64, f64);
 
@@ -192,7 +195,7 @@ fn size(scene: &Scene) -> (u32, u32) {
 }
 
 /// The picture as SVG text that reads well on white by itself. A page that embeds it can restyle
-/// it by the colours in [`super::style`], which are attribute values.
+/// it by the colours in `style`, which are attribute values.
 pub fn svg(scene: &Scene, title: &str, caption: &str) -> Result<String> {
     let mut svg = String::new();
     {
@@ -262,7 +265,7 @@ fn paint<DB: DrawingBackend>(
     let device = |(x, y): Point| ((x * SCALE).round() as i32, (y * SCALE).round() as i32);
     let devices = |points: &[Point]| points.iter().map(|p| device(*p)).collect::<Vec<_>>();
     let stroke = |width: f64| (width * SCALE).round().max(1.0) as u32;
-    area.fill(&super::style::PAPER).map_err(|e| e.to_string())?;
+    area.fill(&PAPER).map_err(|e| e.to_string())?;
     for shape in &scene.shapes {
         match shape {
             Shape::Line {

@@ -3,13 +3,13 @@
 //! The hues are those of Okabe and Ito, which stay apart for colour-blind readers, darkened
 //! where they would be faint on white; shapes tell the rows apart in grey print.
 
-use super::scene::{Point, Scene};
+pub use super::scene::PAPER;
+use super::scene::{Align, Point, Scene, text_width};
 use plotters::style::RGBColor;
 use std::collections::BTreeMap;
 
 /// Neutral colours. The HTML page maps exactly these values to its own, light or dark, so
 /// nothing else may use them.
-pub const PAPER: RGBColor = RGBColor(255, 255, 255);
 pub const INK: RGBColor = RGBColor(0x1b, 0x1f, 0x24);
 pub const QUIET: RGBColor = RGBColor(0x59, 0x63, 0x6e);
 pub const GRID: RGBColor = RGBColor(0xe3, 0xe6, 0xea);
@@ -190,7 +190,7 @@ pub fn draw_legend(scene: &mut Scene, top: f64, entries: &[(String, LegendMark)]
     const ROW: f64 = 22.0;
     let (mut x, mut y) = (EDGE, top);
     for (name, mark) in entries {
-        let width = 18.0 + super::scene::text_width(name, TEXT);
+        let width = 18.0 + text_width(name, TEXT);
         if x > EDGE && x + width > scene.width - EDGE {
             (x, y) = (EDGE, y + ROW);
         }
@@ -207,7 +207,7 @@ pub fn draw_legend(scene: &mut Scene, top: f64, entries: &[(String, LegendMark)]
             (x + 17.0, y + ROW / 2.0 + 0.36 * TEXT),
             name,
             TEXT,
-            super::scene::Align::Left,
+            Align::Left,
             INK,
         );
         x += width + 16.0;
