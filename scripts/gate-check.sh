@@ -57,8 +57,11 @@ pairs() {
         for r in $(seq "$repeats"); do
             if ((r % 2)); then sides=(base new); else sides=(new base); fi
             measure "$pair/${sides[0]}/$r" "$pair/turns-$r" &
-            # By then the first has the turn.
-            sleep 0.2
+            # It has the turn before it makes its journal.
+            until [ -e "$pair/${sides[0]}/$r/journal.jsonl" ]; do
+                kill -0 $! || break
+                sleep 0.05
+            done
             measure "$pair/${sides[1]}/$r" "$pair/turns-$r"
             wait $!
         done

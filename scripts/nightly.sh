@@ -63,7 +63,7 @@ fi
 
 running=
 stopped=
-trap 'rm -f "$night-turns" "$night-turns.next"' EXIT
+trap 'rm -f "$night-turns"' EXIT
 # The first signal lets a run write what it has measured, a second one ends it at once.
 stop() {
     stopped=yes

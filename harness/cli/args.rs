@@ -151,7 +151,8 @@ pub(super) struct RunArgs {
     #[arg(long)]
     no_roofline: bool,
     /// Take turns with other runs that name this file, repetition by repetition, one at work at a
-    /// time: for two builds or settings that are to meet the same machine. The file is made
+    /// time, in the order in which they came: for builds or settings that are to meet the same
+    /// machine. The file is made where it is missing, and nothing is written to it
     #[arg(long, value_name = "FILE")]
     turns: Option<PathBuf>,
     /// Suite file (TOML): models, precisions, batches, ...; what is typed beside it goes before it

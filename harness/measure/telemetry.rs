@@ -250,19 +250,36 @@ pub fn warnings(telemetry: &GpuTelemetry) -> Vec<Warning> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc::Receiver;
 
     /// A GPU that answers from a script, over and over its last line.
     struct Fake {
         script: Vec<Result<Reading, String>>,
         asked: usize,
+        /// Gets a message for every reading.
+        tell: Sender<()>,
     }
 
     impl Sensors for Fake {
         fn read(&mut self) -> Result<Reading, String> {
             let at = self.asked.min(self.script.len() - 1);
             self.asked += 1;
+            // A test that no longer listens has seen enough.
+            let _ = self.tell.send(());
             self.script[at].clone()
         }
+    }
+
+    /// A GPU with this script, and what hears of every reading.
+    fn scripted(script: Vec<Result<Reading, String>>) -> (Telemetry, Receiver<()>) {
+        let (tell, told) = channel();
+        let asked = 0;
+        let fake = Fake {
+            script,
+            asked,
+            tell,
+        };
+        (Telemetry::new(fake, Duration::from_millis(1)), told)
     }
 
     const OWN: u32 = 10;
@@ -426,27 +443,29 @@ mod tests {
 
     #[test]
     fn sampling_runs_until_it_is_stopped() {
-        let fake = Fake {
-            script: (0..200)
-                .map(|i| {
-                    Ok(Reading {
-                        energy_j: Some(f64::from(i)),
-                        ..steady()
-                    })
-                })
-                .collect(),
-            asked: 0,
-        };
-        let telemetry = Telemetry::new(fake, Duration::from_millis(2));
+        // The counter goes up by 1 J with every reading.
+        let counting = (0..100_000).map(|i| {
+            Ok(Reading {
+                energy_j: Some(f64::from(i)),
+                ..steady()
+            })
+        });
+        let (telemetry, told) = scripted(counting.collect());
         for _ in 0..2 {
             let sampler = telemetry.start();
-            std::thread::sleep(Duration::from_millis(40));
-            let recording = sampler.stop(0.02);
+            assert_eq!(told.iter().take(3).count(), 3);
+            let mut recording = sampler.stop(0.02);
+            assert_eq!(recording.decode_s, 0.02);
             let times: Vec<f64> = recording.readings.iter().map(|(at, _)| *at).collect();
-            assert!(times.len() >= 3 && times.is_sorted(), "{times:?}");
-            assert!(*times.last().unwrap() >= 0.04, "{times:?}");
+            let count = times.len();
+            assert_eq!(count, 3 + told.try_iter().count(), "all are kept");
+            assert!(
+                count >= 4 && times.is_sorted(),
+                "the last one is of the end"
+            );
+            recording.decode_s = times[count - 1] - times[1];
             let energy = summed(&[recording]).energy_j.unwrap();
-            assert!(energy > 0.0 && energy < 100.0, "{energy}");
+            assert!((energy - (count as f64 - 2.0)).abs() < 1e-6, "{energy}");
         }
         // Stopped at once: the two ends are there all the same.
         assert!(telemetry.start().stop(0.0).readings.len() >= 2);
@@ -457,17 +476,13 @@ mod tests {
 
     #[test]
     fn sampling_that_fails_in_the_middle_keeps_what_it_had() {
-        let fake = Fake {
-            script: vec![
-                Ok(steady()),
-                Ok(steady()),
-                Err("the driver no longer answers".into()),
-            ],
-            asked: 0,
-        };
-        let telemetry = Telemetry::new(fake, Duration::from_millis(1));
+        let (telemetry, told) = scripted(vec![
+            Ok(steady()),
+            Ok(steady()),
+            Err("the driver no longer answers".into()),
+        ]);
         let sampler = telemetry.start();
-        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(told.iter().take(3).count(), 3);
         let recording = sampler.stop(0.01);
         assert_eq!(recording.readings.len(), 2);
         let summary = summed(&[recording]);

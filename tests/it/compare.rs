@@ -9,10 +9,13 @@ use quantbench::record::Tables;
 use quantbench::record::rows::{ChoiceRow, QualityRow, ResultRow, SampleRow, Status, WindowRow};
 use quantbench::record::run_info::{GpuInfo, TextInfo};
 use quantbench::report;
+use quantbench::run::progress::Progress;
+use quantbench::run::turns::Participant;
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 const PROTOCOL: &str = "gptq-v1@512";
 const WINDOWS: u64 = 40;
@@ -941,12 +944,14 @@ fn runs_that_took_turns_are_compared_repetition_by_repetition() {
     }
 }
 
-#[test]
-fn two_runs_take_turns() {
-    let dir = tempfile::tempdir().unwrap();
-    let at = |name: &str| dir.path().join(name);
-    let start = |side: &str| {
-        quantbench()
+/// Lets runs of eight repetitions, in folders of these names, take turns, and requires that they
+/// alternate strictly. What happens first is no matter of luck: this process has the turn until
+/// all of them have said that they wait for it.
+fn alternate_strictly(dir: &Path, names: &[&str]) {
+    let turns = dir.join("turns");
+    let own = Participant::join(&turns, Progress::Quiet).unwrap();
+    let start = |name: &&str| {
+        let mut run = quantbench()
             .args([
                 "run",
                 "--precisions",
@@ -966,22 +971,53 @@ fn two_runs_take_turns() {
             .args(["--prompt-tokens", "16", "--gen-tokens", "8"])
             .args(["--processes", "2", "--no-roofline"])
             .arg("--turns")
-            .arg(at("turns"))
+            .arg(&turns)
             .arg("--out")
-            .arg(at(side))
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
+            .arg(dir.join(name))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
-            .unwrap()
+            .unwrap();
+        let mut says = BufReader::new(run.stderr.take().unwrap());
+        let mut line = String::new();
+        says.read_line(&mut line).unwrap();
+        assert!(line.starts_with("waiting for the turn"), "{line}");
+        (run, says)
     };
-    let runs = [start("base"), start("new")];
-    let mut said = String::new();
-    for run in runs {
-        let output = run.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        said += &stderr(&output);
+    let runs: Vec<_> = names.iter().map(start).collect();
+    drop(own);
+    for (mut run, says) in runs {
+        let said: Vec<String> = says.lines().map(Result::unwrap).collect();
+        assert_eq!(run.wait().unwrap().code(), Some(0), "{said:?}");
     }
-    assert!(said.contains("waiting for the turn"), "{said}");
+    let mut turns = vec![];
+    for name in names {
+        let run = Tables::read(&dir.join(name)).unwrap();
+        let decode = run.samples.iter().filter(|s| s.phase == "decode");
+        turns.extend(decode.map(|s| (s.ended_at_s.unwrap(), *name)));
+    }
+    turns.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let order: Vec<&str> = turns.iter().map(|(_, name)| *name).collect();
+    // A warm-up and four repetitions in each of two processes.
+    assert_eq!(order, names.repeat(10));
+}
+
+#[test]
+fn three_runs_take_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    alternate_strictly(dir.path(), &["base", "new", "other"]);
+    for new in ["new", "other"] {
+        let compared = compare(&dir.path().join("base"), &dir.path().join(new), &[]);
+        let said = stdout(&compared);
+        assert!(said.contains("took turns (1 of each side)"), "{said}");
+    }
+}
+
+#[test]
+fn two_runs_take_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    alternate_strictly(dir.path(), &["base", "new"]);
     let run = Tables::read(&at("new")).unwrap();
     let decode = run.samples.iter().filter(|s| s.phase == "decode");
     let warmups: Vec<bool> = decode.map(|s| s.warmup).collect();

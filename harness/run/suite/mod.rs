@@ -35,7 +35,7 @@ use super::job::{DivergenceJob, Place, Subject};
 use super::journal::Journal;
 use super::keys::Keys;
 use super::progress::Progress;
-use super::turns::Turn;
+use super::turns::Participant;
 use crate::data::protocol::Protocol;
 use crate::formats as sources;
 use crate::measure::speed::Workload;
@@ -67,7 +67,7 @@ impl Finished {
 struct Suite<'a> {
     options: &'a Options,
     /// Held all along, and handed over before every repetition.
-    turn: Option<Turn>,
+    turn: Option<Participant>,
     keys: Keys,
     /// Before the journal: its folder goes while that is still locked.
     shelf: Shelf,
@@ -108,7 +108,7 @@ struct Suite<'a> {
 pub fn run(options: &Options, progress: Progress, interrupted: &AtomicBool) -> Result<Finished> {
     check(options)?;
     let methods = Methods::of(options)?;
-    let join = |path: &PathBuf| Turn::join(path, progress);
+    let join = |path: &PathBuf| Participant::join(path, progress);
     let turn = options.turns.as_ref().map(join).transpose()?;
     let journal = prepare_folder(options, progress)?;
     let mut suite = match sources::open(options.model.as_deref()) {

@@ -78,7 +78,7 @@ pub struct Options {
     pub processes: usize,
     /// Whether the machine's rates are measured, of which `mbu` and `mfu` are shares.
     pub roofline: bool,
-    /// The file by which this run takes turns with others ([`Turn`](super::super::turns::Turn)).
+    /// The file by which this run takes turns with others ([`Participant`](super::super::turns::Participant)).
     pub turns: Option<PathBuf>,
     /// Forget what the folder's journal holds.
     #[serde(skip)]

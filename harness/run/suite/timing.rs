@@ -147,7 +147,7 @@ impl Suite<'_> {
         Ok(going)
     }
 
-    /// Memory for the children of the timing, where that is known. Another run that takes turns
+    /// Memory for the children of the timing, where that is known. The next run that takes turns
     /// with this one has children too, of about the same size.
     fn room_bytes(&self, on_gpu: Option<DeviceMemory>) -> Option<u64> {
         let free = match on_gpu {
@@ -313,7 +313,7 @@ impl Suite<'_> {
                 let Some(timer) = &mut timers[*p] else {
                     continue;
                 };
-                if let Some(turn) = &self.turn {
+                if let Some(turn) = &mut self.turn {
                     turn.hand_over()?;
                 }
                 let sampler = self.telemetry.as_ref().map(Telemetry::start);
