@@ -63,18 +63,19 @@ program() {
     "${cargo[@]}" test "${features[@]}" --test "$1" --no-run --message-format json |
         sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
 }
-tests=$(program gpu)
-quantize_tests=$(program gpu_quantize)
-[ -x "$tests" ] && [ -x "$quantize_tests" ] ||
+tests=$(program it)
+memory_tests=$(program memory)
+[ -x "$tests" ] && [ -x "$memory_tests" ] ||
     { echo "gpu-check.sh: cargo does not say where the tests are" >&2; exit 1; }
 quantbench=${CARGO_TARGET_DIR:-target}/release/quantbench
 
 on_device() { QUANTBENCH_TEST_DEVICE=$device "$@"; }
 
 check "SmolLM2 is there" scripts/fetch-smollm2.sh
-check "tests on $device" on_device "$tests" --nocapture --test-threads 1
-check "quantizing on $device" on_device "$quantize_tests" --nocapture --test-threads 1
-check "graph and no-graph tokens are equal" on_device "$tests" --exact a_recorded_step_chooses_the_same_tokens
+check "tests on $device" on_device "$tests" gpu:: --nocapture --test-threads 1
+check "quantizing on $device" on_device "$tests" gpu_quantize:: --nocapture --test-threads 1
+check "memory of quantizing on $device" on_device "$memory_tests" gpu_quantize:: --nocapture --test-threads 1
+check "graph and no-graph tokens are equal" on_device "$tests" --exact gpu::a_recorded_step_chooses_the_same_tokens
 if [ -z "$sanitizer" ]; then
     record "compute-sanitizer" "left out (--no-sanitizer)"
 elif command -v compute-sanitizer >/dev/null; then
@@ -82,7 +83,7 @@ elif command -v compute-sanitizer >/dev/null; then
         # Calls of the driver that fail are looked at by quantbench, which asks of each kernel's
         # parameters until there are no more.
         check "compute-sanitizer $tool" on_device compute-sanitizer --tool "$tool" --error-exitcode 1 \
-            --report-api-errors no "$tests" --test-threads 1
+            --report-api-errors no "$tests" gpu:: --test-threads 1
     done
 else
     record "compute-sanitizer" "NOT CHECKED: it is not installed (it comes with the CUDA toolkit)"
