@@ -38,7 +38,7 @@ pub trait Driver: Send + Sync {
     /// A new tensor of zeros, or, where the content does not matter, of anything.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] if the device has too little memory left; any call while a graph is
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if the device has too little memory left; any call while a graph is
     /// being recorded.
     fn allocate(&self, shape: &Shape, dtype: DType, zeroed: bool) -> Result<Tensor>;
 

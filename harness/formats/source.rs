@@ -1,8 +1,4 @@
-//! Sources of unquantized weights: a Hugging Face folder, a GGUF file, the embedded model, and
-//! shapes without weights.
-//!
-//! [`open`] looks at content, never at a file's name. A source that opens has every tensor that
-//! the decoder reads, in the right shape, and none that the decoder would ignore.
+//! What a source of unquantized weights is, and the checks and types that sources share.
 
 use std::collections::BTreeMap;
 use std::fs::File;

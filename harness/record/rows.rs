@@ -88,7 +88,7 @@ pub struct ResultRow {
     pub threads: Option<u64>,
     pub seed: Option<u64>,
     pub metrics_version: Option<u32>,
-    /// Plain-word warnings, joined with `; `; as values in [`CellDetail`].
+    /// Plain-word warnings, joined with `; `; as values in [`CellDetail`](super::run_info::CellDetail).
     pub warnings: String,
     pub error: String,
     /// Share of the measured memory bandwidth that decoding used; 0.5 is half.

@@ -10,7 +10,7 @@
 //! participant holds one byte of it for itself, its place.
 //!
 //! - *Registering* is taking the byte behind the highest one that anyone holds. Only who holds the
-//!   [`DOOR`] may look for it, so that no two take the same.
+//!   `DOOR` may look for it, so that no two take the same.
 //! - *Waiting* is asking for all lower bytes, shared. The kernel grants that as soon as nobody has
 //!   a place among them, and lets the participant sleep until then.
 //! - *Handing over* is registering again behind all others, then giving up the old place, then

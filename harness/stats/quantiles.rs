@@ -31,7 +31,7 @@ pub fn standard_deviation(values: &[f64]) -> Option<f64> {
 /// The largest rank `k` such that the `k`-th smallest to the `k`-th largest mean of two of `n`
 /// values miss the middle of their symmetric distribution with a chance of at most `tail` on
 /// either side; `None` where even the smallest and the largest do so more often. Exact up to
-/// [`MOST_EXACT_RANKS`] values, after that by the normal approximation of the signed-rank sum.
+/// `MOST_EXACT_RANKS` values, after that by the normal approximation of the signed-rank sum.
 pub fn signed_rank(n: usize, tail: f64) -> Option<usize> {
     if 0.5f64.powi(n as i32) > tail {
         return None;

@@ -59,7 +59,7 @@ impl Encoding {
 }
 
 impl Tokenizer {
-    /// Loads the file `explicit`, else the tokenizer of `model` (see [`super::weights::open`]).
+    /// Loads the file `explicit`, else the tokenizer of `model` (see [`crate::formats::open`]).
     pub fn load(model: Option<&Path>, explicit: Option<&Path>) -> Result<Tokenizer> {
         let file = match (explicit, model) {
             (Some(file), _) => file.to_path_buf(),
