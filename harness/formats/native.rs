@@ -10,6 +10,7 @@ use crate::model::assembly::{self, Parts};
 use crate::model::config::Config;
 use crate::model::decoder::Decoder;
 use crate::model::kernels::Kernels;
+use crate::model::layout::{self, LinearRow};
 use crate::packed::{self, FormatSpec, PackedLinear};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
@@ -249,6 +250,19 @@ pub fn load(path: &Path, positions: usize, kernels: &Arc<dyn Kernels>) -> Result
     }
     let views =
         SafeTensors::deserialize(&map).map_err(|e| Error::file(path, e.to_string(), DAMAGED))?;
+    for name in views.names() {
+        let promised = |row: &LinearRow| (row.has_bias)(&header.config);
+        if name.ends_with(".bias") && !layout::linear(name).is_some_and(promised) {
+            // Nobody would add it, and nobody would say so.
+            return Err(Error::from(TensorFault {
+                path: path.into(),
+                tensor: name.into(),
+                expected: "no bias, as the configuration has none here".into(),
+                found: "a tensor".into(),
+                next: DAMAGED.into(),
+            }));
+        }
+    }
     let reader = Reader {
         path,
         views,

@@ -403,5 +403,12 @@ mod tests {
         for k in [(1, 8, 2, 8), (1, 20, 3, 8), (2, 20, 2, 8), (1, 20, 2, 16)] {
             assert!(attend(&q, &cache(format, &zeros(k), &zeros(k)), 7, 1.0).is_err());
         }
+        // What is stored is read from its start, as its format says.
+        let whole = zeros((1, 20, 2, 8));
+        let attends = |k: &Tensor| attend(&q, &cache(format, k, &whole), 7, 1.0).is_ok();
+        assert!(attends(&whole));
+        let view = zeros((1, 40, 2, 8)).narrow(1, 20, 20).unwrap();
+        assert!(!attends(&view));
+        assert!(!attends(&whole.to_dtype(DType::F16).unwrap()));
     }
 }

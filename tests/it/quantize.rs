@@ -2,12 +2,11 @@
 //! tensors that a folder brings.
 
 use crate::common::{cpu, fp16_cache};
+use candle_core::{DType, Device, Tensor};
 use quantbench::Result;
 use quantbench::formats::drawn::Drawn;
-use quantbench::formats::{
-    self,
-    source::{SourceInfo, WeightSource},
-};
+use quantbench::formats::source::{SourceInfo, WeightSource};
+use quantbench::formats::{self, native};
 use quantbench::model::angles::RopeScaling;
 use quantbench::model::config::Config;
 use quantbench::model::kv_cache::KvPrecision;
@@ -341,4 +340,41 @@ fn drawn_weights_are_quantized_in_a_file_as_in_memory() {
     let bytes: Vec<&Vec<u8>> = files.values().collect();
     assert!(bytes[0] == bytes[1], "the files differ");
     assert!(formats::open(Some(Path::new("synthetic-fp16:llama-2-7b"))).is_ok());
+}
+
+#[test]
+fn a_bias_that_the_configuration_lacks_is_refused() {
+    let config = Config {
+        qkv_bias: false,
+        ..config(2)
+    };
+    let source = Drawn::new("tiny", "nothing", config);
+    let method = quant::parse("fp16").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("packed");
+    let written = |bias: Option<&str>| {
+        let done = quantize(&source, method.as_ref(), &[], fp16_cache(), &mut |_, _| {
+            Ok(())
+        });
+        let mut model = done.unwrap().model;
+        if let Some(name) = bias {
+            let zeros = Tensor::zeros(32, DType::F16, &Device::Cpu).unwrap();
+            model.add_tensor(name, zeros).unwrap();
+        }
+        model.write(&path).unwrap();
+        native::load(&path, 16, &cpu()).map(drop)
+    };
+    written(None).unwrap();
+    for module in [
+        "layers.0.self_attn.q_proj",
+        "layers.1.mlp.down_proj",
+        "norm",
+    ] {
+        let name = format!("model.{module}.bias");
+        let message = written(Some(&name)).unwrap_err().to_string();
+        assert!(
+            message.contains(&name) && message.contains("no bias"),
+            "{message}"
+        );
+    }
 }

@@ -80,12 +80,22 @@ impl Stored {
     /// Hands the stored numbers to `f`, which reads them by [`KvFormat::load`].
     ///
     /// # Errors
-    /// A cache on a device that the CPU cannot read.
+    /// A cache on a device that the CPU cannot read, a view of a tensor, another dtype than the
+    /// format's.
     pub(in crate::model) fn with_rows<T>(
         &self,
         f: impl FnOnce(&CpuStorage) -> candle_core::Result<T>,
     ) -> candle_core::Result<T> {
-        match &*self.codes.storage_and_layout().0 {
+        let (dtype, wanted) = (self.codes.dtype(), self.format.dtype());
+        if dtype != wanted {
+            candle_core::bail!("a KV cache of {dtype:?} where its format has {wanted:?}");
+        }
+        let (storage, layout) = self.codes.storage_and_layout();
+        // Rows are counted from the start of the storage.
+        if !(layout.is_contiguous() && layout.start_offset() == 0) {
+            candle_core::bail!("expected a whole contiguous KV cache, found {layout:?}");
+        }
+        match &*storage {
             Storage::Cpu(stored) => f(stored),
             _ => candle_core::bail!("the CPU cannot read a KV cache on a device"),
         }
