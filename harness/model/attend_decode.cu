@@ -17,6 +17,7 @@
 // head_dim is part of the name: 16, 32, 64, 80, 96, 128, 256.
 #include "../packed/instructions.cuh"
 #include "attend_f32.cuh"
+#include "attention.cuh"
 
 constexpr int DECODE_WARPS = 4;
 constexpr int DECODE_THREADS = 32 * DECODE_WARPS;
@@ -288,23 +289,10 @@ DEVICE void attend_decode_f32(const half* q, const float* kc, const float* vc, f
         int batch, int heads, int kv_heads, int head_dim, int capacity, int splits, float scale
 #define DECODE_ARGUMENTS q, kc, vc, partial, position, heads, kv_heads, capacity, splits, scale
 
-// attend_decode_CACHE_dD for every size of a head; last: threads of a block, and blocks of a multiprocessor.
-#define DECODE_KERNEL(CACHE, KV, D, FUNCTION, ...)                                                   \
-    extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                                     \
-        attend_decode_##CACHE##_d##D(DECODE_PARAMETERS(KV)) {                                                     \
-        FUNCTION<D>(DECODE_ARGUMENTS);                                                                         \
-    }
-#define DECODE_KERNELS(CACHE, KV, FUNCTION, ...)                                                     \
-    DECODE_KERNEL(CACHE, KV, 16, FUNCTION, __VA_ARGS__)                                           \
-    DECODE_KERNEL(CACHE, KV, 32, FUNCTION, __VA_ARGS__)                                           \
-    DECODE_KERNEL(CACHE, KV, 64, FUNCTION, __VA_ARGS__)                                           \
-    DECODE_KERNEL(CACHE, KV, 80, FUNCTION, __VA_ARGS__)                                           \
-    DECODE_KERNEL(CACHE, KV, 96, FUNCTION, __VA_ARGS__)                                           \
-    DECODE_KERNEL(CACHE, KV, 128, FUNCTION, __VA_ARGS__)                                          \
-    DECODE_KERNEL(CACHE, KV, 256, FUNCTION, __VA_ARGS__)
-
-DECODE_KERNELS(kvf16, half, attend_decode_f16, DECODE_THREADS)
-DECODE_KERNELS(kvf32, float, attend_decode_f32, DECODE_THREADS, 4)
+ATTENTION_KERNELS(attend_decode_kvf16, attend_decode_f16, (DECODE_PARAMETERS(half)),
+                  (DECODE_ARGUMENTS), DECODE_THREADS)
+ATTENTION_KERNELS(attend_decode_kvf32, attend_decode_f32, (DECODE_PARAMETERS(float)),
+                  (DECODE_ARGUMENTS), DECODE_THREADS, 4)
 
 // Slices whose factors are in shared memory at a time.
 constexpr int COMBINE_SLICES = 128;

@@ -13,6 +13,7 @@
 // their weight for it, 0, is multiplied all the same.
 #include "../packed/instructions.cuh"
 #include "attend_f32.cuh"
+#include "attention.cuh"
 
 constexpr int PREFILL_WARPS = 4;
 constexpr int PREFILL_THREADS = 32 * PREFILL_WARPS;
@@ -250,20 +251,7 @@ DEVICE void attend_prefill_f32(const half* q, const float* kc, const float* vc, 
         int tokens, int heads, int kv_heads, int head_dim, int capacity, float scale
 #define PREFILL_ARGUMENTS q, kc, vc, out, position, tokens, heads, kv_heads, capacity, scale
 
-// attend_prefill_CACHE_dD for every size of a head; last: threads of a block, and blocks of a multiprocessor.
-#define PREFILL_KERNEL(CACHE, KV, D, FUNCTION, ...)                                                   \
-    extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                                     \
-        attend_prefill_##CACHE##_d##D(PREFILL_PARAMETERS(KV)) {                                                     \
-        FUNCTION<D>(PREFILL_ARGUMENTS);                                                                         \
-    }
-#define PREFILL_KERNELS(CACHE, KV, FUNCTION, ...)                                                     \
-    PREFILL_KERNEL(CACHE, KV, 16, FUNCTION, __VA_ARGS__)                                          \
-    PREFILL_KERNEL(CACHE, KV, 32, FUNCTION, __VA_ARGS__)                                          \
-    PREFILL_KERNEL(CACHE, KV, 64, FUNCTION, __VA_ARGS__)                                          \
-    PREFILL_KERNEL(CACHE, KV, 80, FUNCTION, __VA_ARGS__)                                          \
-    PREFILL_KERNEL(CACHE, KV, 96, FUNCTION, __VA_ARGS__)                                          \
-    PREFILL_KERNEL(CACHE, KV, 128, FUNCTION, __VA_ARGS__)                                         \
-    PREFILL_KERNEL(CACHE, KV, 256, FUNCTION, __VA_ARGS__)
-
-PREFILL_KERNELS(kvf16, half, attend_prefill_f16, PREFILL_THREADS)
-PREFILL_KERNELS(kvf32, float, attend_prefill_f32, PREFILL_THREADS, 3)
+ATTENTION_KERNELS(attend_prefill_kvf16, attend_prefill_f16, (PREFILL_PARAMETERS(half)),
+                  (PREFILL_ARGUMENTS), PREFILL_THREADS)
+ATTENTION_KERNELS(attend_prefill_kvf32, attend_prefill_f32, (PREFILL_PARAMETERS(float)),
+                  (PREFILL_ARGUMENTS), PREFILL_THREADS, 3)

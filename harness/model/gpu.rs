@@ -6,7 +6,7 @@
 //! device, so that one recorded step serves every position.
 
 use super::kernels::{Kernels, Placing, Projected};
-use super::kv_cache::format::{KvFormat, Stored};
+use super::kv_cache::format::Stored;
 use super::kv_cache::{KvPrecision, KvShape, LayerCache};
 use super::linear::Linear;
 use crate::device::{Args, Buffer, Claim, Gpu, Graph};
@@ -358,18 +358,10 @@ impl Kernels for GpuKernels {
 
     fn kv_cache(&self, shape: KvShape, precision: KvPrecision) -> Result<Vec<LayerCache>> {
         let dims = (shape.batch, shape.capacity, shape.kv_heads, shape.head_dim);
-        let stored = |format: &'static dyn KvFormat| {
+        precision.layers(shape.layers, |format| {
             let buffer = self.gpu.buffer(dims, format.dtype(), Part::KvCache)?;
-            Ok::<_, Error>(Stored::in_buffer(format, buffer))
-        };
-        (0..shape.layers)
-            .map(|_| {
-                Ok(LayerCache {
-                    k: stored(precision.keys)?,
-                    v: stored(precision.values)?,
-                })
-            })
-            .collect()
+            Ok(Stored::in_buffer(format, buffer))
+        })
     }
 
     fn ids(&self, ids: &[u32], batch: usize) -> Result<Tensor> {

@@ -2,7 +2,7 @@
 //! packed products. [`CpuKernels`] is here, [`super::gpu::GpuKernels`] beside it.
 
 use super::attention::attend;
-use super::kv_cache::format::{KvFormat, Stored};
+use super::kv_cache::format::Stored;
 use super::kv_cache::{KvPrecision, KvShape, LayerCache};
 use super::linear::{Linear, with_f32};
 use super::rope::Rope;
@@ -166,18 +166,10 @@ impl Kernels for CpuKernels {
     fn kv_cache(&self, shape: KvShape, precision: KvPrecision) -> Result<Vec<LayerCache>> {
         let dims = (shape.batch, shape.capacity, shape.kv_heads, shape.head_dim);
         memory::scope(Part::KvCache, || {
-            let stored = |format: &'static dyn KvFormat| {
+            precision.layers(shape.layers, |format| {
                 let zeros = Tensor::zeros(dims, format.dtype(), &Device::Cpu)?;
-                Ok::<_, crate::Error>(Stored::new(format, zeros))
-            };
-            (0..shape.layers)
-                .map(|_| {
-                    Ok(LayerCache {
-                        k: stored(precision.keys)?,
-                        v: stored(precision.values)?,
-                    })
-                })
-                .collect()
+                Ok(Stored::new(format, zeros))
+            })
         })
     }
 

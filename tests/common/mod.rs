@@ -153,3 +153,16 @@ pub fn window_ids(count: usize, tokens: usize, vocab: usize) -> Vec<Vec<u32>> {
         .map(|w| (w * tokens..(w + 1) * tokens).map(id).collect())
         .collect()
 }
+
+/// Numbers in [-1, 1), the same in every run.
+pub fn numbers(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2654435761) | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as f32 / (1u64 << 31) as f32 - 1.0
+        })
+        .collect()
+}

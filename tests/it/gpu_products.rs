@@ -2,6 +2,7 @@
 //! input by the format's own dequantized weight in F64, over rows, shapes, groups, members and
 //! outputs, in every order of threads.
 
+use crate::common::numbers;
 use crate::emulation::{Emulation, Guarded, Schedule};
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
@@ -49,19 +50,6 @@ const THREADS: [u32; 3] = [256, 1, 1];
 /// `linear_tile` of linear.cuh.
 fn tile(r: usize) -> usize {
     r.clamp(16, 32)
-}
-
-/// Numbers in [-1, 1), the same in every run.
-fn numbers(count: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2654435761) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            state as f32 / (1u64 << 31) as f32 - 1.0
-        })
-        .collect()
 }
 
 fn halves(count: usize, seed: u32) -> Vec<f16> {

@@ -3,9 +3,8 @@
 //! `stored` and `load`; and what it refuses. A format that is registered but not in the table
 //! below fails the first test.
 
-// The size of the crate's own error is its business.
-
 use crate::allocations::peak_bytes;
+use crate::common::numbers;
 use candle_core::{DType, Device, Tensor};
 use half::f16;
 use quantbench::packed::activations::{Activations, MAX_INPUTS};
@@ -19,19 +18,6 @@ use quantbench::packed::int8_a8::Int8A8;
 use quantbench::packed::{FORMATS, FormatSpec, PackedLinear, load, random};
 use quantbench::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Numbers in [-1, 1), the same in every run.
-fn numbers(count: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2654435761) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            state as f32 / (1u64 << 31) as f32 - 1.0
-        })
-        .collect()
-}
 
 type Pack = dyn Fn((usize, usize)) -> Box<dyn PackedLinear>;
 

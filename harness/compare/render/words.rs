@@ -1,8 +1,7 @@
 //! The words of a comparison that every output shares.
 
 use crate::compare::{Change, Comparison, RunComparison, Verdict};
-use crate::record::format;
-use crate::record::format::one_line;
+use crate::record::format::{self, one_line};
 
 /// One line: the outcome and what it rests on.
 pub(super) fn headline(comparison: &Comparison) -> String {

@@ -1,8 +1,6 @@
 //! A model in a GGUF file: its configuration from the metadata, its tensors under Hugging Face names.
 
-use super::file::Decode;
-use super::file::Type;
-use super::file::{Gguf, damaged};
+use super::file::{Decode, Gguf, Type, damaged};
 use crate::formats::source::{
     SourceInfo, WeightSource, check_layout, check_shape, display_name, missing,
 };

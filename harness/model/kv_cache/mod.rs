@@ -46,6 +46,21 @@ impl KvPrecision {
         }
     }
 
+    /// As many layers, keys and values each as `stored` makes them in a format.
+    pub fn layers(
+        &self,
+        count: usize,
+        stored: impl Fn(&'static dyn KvFormat) -> Result<Stored>,
+    ) -> Result<Vec<LayerCache>> {
+        let layer = |_| {
+            Ok(LayerCache {
+                k: stored(self.keys)?,
+                v: stored(self.values)?,
+            })
+        };
+        (0..count).map(layer).collect()
+    }
+
     /// Bytes that one position of a layer takes.
     pub fn position_bytes(&self, kv_heads: usize, head_dim: usize) -> usize {
         let bytes = |format: &dyn KvFormat| format.position_bytes(kv_heads, head_dim);

@@ -4,10 +4,8 @@ use super::axis::{Axis, Frame};
 use super::scene::{Align, Scene, text_width};
 use super::style::{self, EDGE, GRID, INK, LegendMark, QUIET, TEXT, WIDTH};
 use super::{Plot, nothing_to_draw};
-use crate::record::format;
-use crate::record::format::one_line;
-use crate::record::rows::OVERALL;
-use crate::record::rows::QualityRow;
+use crate::record::format::{self, one_line};
+use crate::record::rows::{OVERALL, QualityRow};
 use crate::record::tables::Tables;
 use crate::report::content;
 

@@ -4,8 +4,7 @@
 use super::pareto::Better;
 use super::scatter::{self, Dot};
 use super::{Plot, Scene, not_shown, nothing_to_draw, positive, split};
-use crate::record::format;
-use crate::record::format::one_line;
+use crate::record::format::{self, one_line};
 use crate::record::rows::ResultRow;
 use crate::record::tables::Tables;
 use crate::report::content;

@@ -15,6 +15,7 @@ use super::{Finished, Suite, scoring, sweep};
 use crate::formats::source::WeightSource;
 use crate::hash::sha256;
 use crate::measure::speed::Workload;
+use crate::model::layout::layout;
 use crate::quant::QuantMethod;
 use crate::record::Tables;
 use crate::record::rows::{ResultRow, Status};
@@ -112,7 +113,7 @@ fn model_info(
             .map(|(_, shape)| shape.iter().product::<usize>() as u64)
             .sum()
     };
-    let shapes = crate::model::layout::layout(config);
+    let shapes = layout(config);
     Ok(ModelInfo {
         name: source.info().name.clone(),
         source: options
